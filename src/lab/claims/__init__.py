@@ -1,0 +1,1 @@
+"""Claims: one file per experiment, its predict/measure pairs."""

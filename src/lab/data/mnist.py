@@ -1,0 +1,68 @@
+"""MNIST and Fashion-MNIST through torchvision, from the data root."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from lab.data.digits import CentredImages
+from lab.data.sources import SOURCES, missing, require
+from lab.errors import Refusal
+from lab.types import NonNegativeInt, PositiveInt
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+
+
+class MNIST(CentredImages):
+    """60 000 training images of 28×28 pixels, scaled to [0, 1] and centred.
+
+    Files are looked for under `root` in torchvision's layout, plain or gzipped; what is missing torchvision downloads.
+    """
+
+    def __init__(
+        self,
+        source: Literal["mnist", "fashion_mnist"] = "mnist",
+        root: str = "data",
+        batch_size: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+        block_size: PositiveInt = 50,
+    ) -> None:
+        super().__init__(batch_size, seed, block_size)
+        self.source, self.root = source, Path(root)
+
+    def prepare_data(self) -> None:
+        if not missing(self.source, self.root):
+            return
+        from torchvision.datasets import MNIST as TorchvisionMNIST
+        from torchvision.datasets import FashionMNIST
+
+        require(self.source, self.root)
+        try:
+            (FashionMNIST if self.source == "fashion_mnist" else TorchvisionMNIST)(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise Refusal(
+                f"data_root={self.root}: {SOURCES[self.source].title} could not be downloaded: {error}"
+            ) from error
+
+    def images(self) -> Tensor:
+        from torchvision.datasets.mnist import read_image_file
+
+        plain = self.root / SOURCES[self.source].folder / TRAIN_IMAGES
+        path = plain if plain.exists() else plain.with_name(f"{plain.name}.gz")
+        try:
+            if path is plain:
+                return read_image_file(str(plain)) / 255
+            with gzip.open(path) as packed, tempfile.NamedTemporaryFile() as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+                unpacked.flush()
+                return read_image_file(unpacked.name) / 255
+        except (OSError, EOFError, zlib.error, ValueError, TypeError, AssertionError, RuntimeError) as error:
+            raise Refusal(
+                f"{path} is not a whole IDX image file ({error}); delete it to have it downloaded again"
+            ) from error

@@ -1,0 +1,81 @@
+"""Gradient descent on least squares, every replicate at its own natural step size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lab.data.gaussian_regression import GaussianRegression
+from lab.models.stepped import SteppedModule
+from lab.nets.linear import ReplicatedLinear
+from lab.theory.least_squares import optimal_step
+from lab.types import NonNegativeInt
+
+Batch = dict[str, tuple[Tensor, Tensor, Tensor]]
+
+
+class LeastSquares(SteppedModule):
+    """minimise Σ_r η_r L_r, L_r(w_r) = (1/2n_r) Σ_i (x_riᵀw_r − y_ri)², over replicates r of every design.
+
+    The replicates share no parameter, so plain gradient descent with learning rate α on the sum is gradient descent
+    on each L_r with step α·η_r. With η_r = 2/(λ₁ + λ_min) of that replicate, α = 1 is the optimal fixed step. A
+    minibatch of b of n rows has λ₁ up to n/b times larger; its η_r is scaled by b/n.
+
+    Args:
+        nets: one per design of the data, under the same name.
+        record: for how many replicates of the first design ‖w_{t+1} − w_t‖ is kept at every step.
+
+    Attributes:
+        step_norms: (steps, record), ‖w_{t+1} − w_t‖₂ of the first design's first replicates; part of every checkpoint.
+    """
+
+    step_norms: Tensor
+
+    def __init__(
+        self,
+        nets: dict[str, ReplicatedLinear],
+        optimizer: Callable[[Any], Optimizer],
+        steps: NonNegativeInt,
+        record: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__(optimizer)
+        self.nets = nn.ModuleDict(nets)
+        self.recorded = next(iter(nets))
+        self.register_buffer("step_norms", torch.full((steps, record), torch.nan, dtype=torch.float64))
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, GaussianRegression)
+        self.step_sizes = {}
+        for name, design in data.designs.items():
+            rows = max(design.samples)
+            batch = design.batch_size or rows
+            eta = optimal_step(*design.gram_extremes()) * (batch / rows)
+            self.step_sizes[name] = eta.to(design.x)
+
+    def on_train_start(self) -> None:
+        self._previous = self._recorded_weights().clone()  # a checkpoint has been restored by now
+
+    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, logged = torch.zeros((), device=self.device), {}
+        for name, (x, y, weight) in batch.items():
+            residual = self.nets[name](x) - y  # (R, b)
+            loss = weight * residual.square().sum(1) / 2  # (R,)
+            total = total + (self.step_sizes[name] * loss).sum()
+            logged[f"loss/{name}"] = loss.detach().mean()
+        return total, logged
+
+    def after_step(self, step: int) -> None:
+        if self.step_norms.shape[1]:
+            weights = self._recorded_weights()
+            torch.linalg.vector_norm(weights - self._previous, dim=1, dtype=torch.float64, out=self.step_norms[step])
+            self._previous.copy_(weights)
+
+    def _recorded_weights(self) -> Tensor:
+        net = self.nets[self.recorded]
+        assert isinstance(net, ReplicatedLinear)
+        return net.weight.detach()[: self.step_norms.shape[1]]

@@ -1,0 +1,48 @@
+"""Linear autoencoders."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lab.random import generator
+from lab.types import NonNegativeInt, PositiveInt
+
+
+class LinearAutoencoder(nn.Module):
+    """x̂ = D φ(E x): encoder E (k×d), decoder D (d×k), φ the identity (or ReLU, which is no longer PCA)."""
+
+    def __init__(
+        self,
+        d: PositiveInt,
+        k: PositiveInt,
+        activation: Literal["identity", "relu"] = "identity",
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        draw = generator(seed, "LinearAutoencoder")
+        self.encoder = nn.Parameter(torch.randn(k, d, generator=draw, dtype=torch.float64) / math.sqrt(d))
+        self.decoder = nn.Parameter(torch.randn(d, k, generator=draw, dtype=torch.float64) / math.sqrt(d))
+        self.activation = torch.relu if activation == "relu" else nn.Identity()
+        self.to(torch.get_default_dtype())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, d) → (B, d)"""
+        return self.activation(x @ self.encoder.mT) @ self.decoder.mT
+
+
+class OrderedAutoencoder(nn.Module):
+    """Tied weights W (d×k), codes z = Wᵀx in an order: code i is worth keeping only after codes 1 … i−1."""
+
+    def __init__(self, d: PositiveInt, k: PositiveInt, seed: NonNegativeInt = 0) -> None:
+        super().__init__()
+        draw = generator(seed, "OrderedAutoencoder")
+        start = torch.randn(d, k, generator=draw, dtype=torch.float64) / math.sqrt(d)
+        self.weight = nn.Parameter(start.to(torch.get_default_dtype()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, d) → codes (B, k)"""
+        return x @ self.weight
