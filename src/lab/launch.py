@@ -1,0 +1,180 @@
+"""Execute a run directory: here, or in fresh processes, one a rank. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from lab.check import world_size
+from lab.errors import CRASHED, HOLDS, REFUTED, Refusal
+from lab.paths import OUTPUTS
+from lab.rundir import RunDir
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+PATIENCE = 30.0
+"""Seconds that the other ranks have once one has saved and stopped."""
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: bool = False) -> int:
+    """Start the run that `cfg` describes, or go on with it where its directory exists; returns the exit code.
+
+    Args:
+        cfg: composed and checked.
+        overrides: as the user gave them, kept in the run directory.
+        fresh_process: leave this process as it is; without it a run of one rank is executed here.
+    """
+    run = RunDir.choose(cfg, OUTPUTS)
+    with refuse_full_disk(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        with run.lock() as lock:
+            continued = run.freeze(cfg, list(overrides))
+            if run.finished:
+                return report_finished(run)
+            checkpoint = _checkpoint(run, continued)
+            os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # read when torch is loaded
+            ranks = world_size(cfg)
+            if ranks == 1 and not fresh_process:
+                from lab.run import execute
+
+                return execute(run, checkpoint)
+            return _execute_ranks(run, checkpoint, ranks, lock)
+
+
+@contextlib.contextmanager
+def refuse_full_disk(path: Path) -> Iterator[None]:
+    """Say a full disk or an unwritable folder in one line; what was written before it stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise Refusal(
+                f"run_dir={path}: no space left ({error.strerror}); what is saved there stays whole: free "
+                f"space and run the same "
+                "command again"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
+            raise Refusal(f"run_dir={path} cannot be written: {error.strerror} ({error.filename})") from error
+        raise
+
+
+def report_finished(run: RunDir) -> int:
+    """Say that the run is finished, show its verdict again, and give the exit code it had."""
+    from lab.claim import Verdict
+    from lab.table import print_verdict
+
+    verdict = Verdict.from_json(run.read_verdict())
+    print(f"{run.path} is finished; its verdict:")
+    print_verdict(verdict, run.path)
+    return HOLDS if verdict.holds else REFUTED
+
+
+def _checkpoint(run: RunDir, continued: bool) -> Path | None:
+    checkpoint, broken = run.newest_checkpoint()
+    for path in broken:
+        print(f"lab: {path} is torn or corrupt and is not used", file=sys.stderr)
+        path.replace(path.with_suffix(".corrupt"))
+    if checkpoint is not None:
+        print(f"resuming {run.path} from {checkpoint.name}", file=sys.stderr)
+    elif continued or broken:
+        print(f"starting {run.path} from the beginning: it holds no whole checkpoint", file=sys.stderr)
+    return checkpoint
+
+
+def end_with_parent(alive: int) -> None:
+    """Kill this process when the other end of the pipe `alive` is gone, however its owner ended."""
+    os.read(alive, 1)  # nothing is ever written
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) -> int:
+    """One fresh process a rank, all reading the frozen config; they end when this process does."""
+    cfg = OmegaConf.load(run.config)
+    alive_read, alive_write = os.pipe()  # its reading end sees the end of file when this process is gone
+    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    environment |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(ranks),
+        "NODE_RANK": "0",
+        "OMP_NUM_THREADS": str(cfg.threads),
+    }
+    command = [sys.executable, "-m", "lab.worker", str(run.path), str(checkpoint or ""), str(alive_read), str(lock)]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def forward(signum: int, _frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    handlers = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
+    try:
+        for rank in range(ranks):
+            with contextlib.ExitStack() as files:
+                log = None if rank == 0 else files.enter_context((run.path / f"rank{rank}.log").open("ab"))
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment | {"LOCAL_RANK": str(rank)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=(alive_read, lock),
+                        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks once, through `forward`
+                    )
+                )
+        return _wait(processes, run)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        os.close(alive_read)
+        os.close(alive_write)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], run: RunDir) -> int:
+    """Rank 0's exit code, or 1 as soon as any rank dies of itself; a rank told to stop is followed by the others."""
+    deadline = float("inf")
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code is None or code in (HOLDS, REFUTED) or code >= 128:
+                continue
+            if rank == 0 and code > 0:
+                return code
+            log = "" if rank == 0 else f" (see {run.path / f'rank{rank}.log'})"
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            print(f"lab: rank {rank} {how}{log}; the same command resumes from the last checkpoint", file=sys.stderr)
+            return CRASHED
+        stopped = [code for code in codes if code is not None and code >= 128]
+        if all(code is not None for code in codes) or time.monotonic() > deadline:
+            return max(stopped, default=codes[0] or HOLDS)
+        if stopped and deadline == float("inf"):
+            deadline = time.monotonic() + PATIENCE
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,236 @@
+"""One run, in order: instantiate, fit, judge, write. The only place that knows the whole order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab import fastimport
+
+fastimport.load_torchmetrics()  # before Lightning does
+
+import lightning.pytorch as pl  # noqa: E402
+import torch  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
+from lab.check import world_size  # noqa: E402
+from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
+from lab.errors import HOLDS, REFUTED  # noqa: E402
+from lab.loggers import MetricsFile, Wandb  # noqa: E402
+from lab.provenance import provenance  # noqa: E402
+from lab.rundir import RunDir, write_atomically  # noqa: E402
+
+log = logging.getLogger("lab")
+
+
+def execute(run: RunDir, checkpoint: Path | None = None) -> int:
+    """Execute the frozen config of a run directory, as the only process or as one rank; returns the exit code.
+
+    Args:
+        run: a directory whose config.yaml is frozen.
+        checkpoint: where to go on from.
+    """
+    started = time.perf_counter()
+    cfg = OmegaConf.load(run.config)
+    assert isinstance(cfg, DictConfig)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    with _interruptible_before_training(), _logging_to(run.log, rank):
+        torch.set_num_threads(cfg.threads)
+        ranks = world_size(cfg)
+        if rank == 0:
+            log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, cfg.trainer.accelerator, run.path)
+        pl.seed_everything(cfg.seed, verbose=False)
+        trainer = _trainer(cfg, run, checkpoint, ranks, rank)
+        data = instantiate(cfg.data)
+        with trainer.init_module():
+            model = instantiate(cfg.model)
+        claims = {name: instantiate(claim) for name, claim in cfg.claims.items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.log_hyperparams(_filterable(cfg))
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+
+
+def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, ranks: int, rank: int) -> pl.Trainer:
+    loggers: list[Any] = []
+    if rank == 0:
+        resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+        loggers = [MetricsFile(run.metrics, resumed_at)]
+        loggers += [instantiate(node, id=cfg.id, save_dir=str(run.path)) for node in cfg.logger.values()]
+    options: dict[str, Any] = {}
+    if ranks > 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
+        # buffers are computed alike on every rank, there is nothing to broadcast at each forward
+        options["strategy"] = DDPStrategy(broadcast_buffers=False)
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        logger=loggers,
+        callbacks=[_WorldSizeGuard(ranks), *(instantiate(node) for node in cfg.callbacks.values())],
+        plugins=[LightningEnvironment(), AtomicCheckpointIO()],
+        default_root_dir=str(run.path),
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    return trainer
+
+
+class _WorldSizeGuard(pl.Callback):
+    """Refuses to train when the ranks that came up are not the ranks that were asked for: each would see part of the
+    data."""
+
+    def __init__(self, asked: int) -> None:
+        self.asked = asked
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        up = torch.distributed.get_world_size() if distributed else 1
+        if not self.asked == trainer.world_size == up:
+            raise RuntimeError(
+                f"{self.asked} ranks were asked for, the trainer counts {trainer.world_size} and the process group "
+                f"{up}: training would silently use part of the data"
+            )
+
+
+def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:
+    if code := _stopped(trainer):
+        stopped = signal.Signals(code - 128).name
+        log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
+        _finish_loggers(trainer, code)
+        return code
+    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    where = str(trainer.strategy.root_device)
+    model.to("cpu")
+    data.place(torch.device("cpu"))
+    finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    evidence = [judge(name, claim, Run(model, data, finite)) for name, claim in claims.items()]
+    seconds = {"seconds": round(time.perf_counter() - started, 3)}
+    verdict = Verdict(
+        cfg.name,
+        cfg.chapter,
+        tuple(e.judged for e in evidence),
+        provenance(cfg.seed, where, trainer.world_size) | seconds,
+    )
+    _write(run, cfg, trainer, evidence, verdict)
+    return HOLDS if verdict.holds else REFUTED
+
+
+def _write(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, evidence: list[Evidence], verdict: Verdict) -> None:
+    """Figure, then wandb, then verdict.json: the run counts as finished only when the rest is there."""
+    from lab import figures, table
+
+    figures.save(figures.draw(evidence, title=cfg.title), run.path)
+    summary = {
+        f"claim/{claim['name']}/{key}": claim[key]
+        for claim in verdict.to_json()["claims"]
+        for key in ("predicted", "measured", "standard_error", "tolerance", "holds")
+    }
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.log_verdict(summary | {"holds": verdict.holds}, run.path / "figure.png", trainer.global_step)
+    write_atomically(run.verdict, json.dumps(verdict.to_json(), indent=1, allow_nan=False) + "\n")
+    table.print_verdict(verdict, run.path)
+    _finish_loggers(trainer, HOLDS)
+
+
+def _stopped(trainer: pl.Trainer) -> int:
+    """128 + the signal that stopped training, or 0."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints) and callback.stopped_by is not None:
+            return 128 + int(callback.stopped_by)
+    return 0
+
+
+def _finish_loggers(trainer: pl.Trainer, code: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.finish(code)
+
+
+def _filterable(cfg: DictConfig) -> dict[str, Any]:
+    """The config with dotted keys: wandb filters and groups by leaves only when they stand at the top."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node
+
+    walk("", OmegaConf.to_container(cfg, resolve=True))
+    return {key: value for key, value in flat.items() if key.split(".")[0] not in ("controls", "run_dir")}
+
+
+@contextmanager
+def _interruptible_before_training() -> Iterator[None]:
+    """While there is nothing to save, SIGTERM and Ctrl-C end the process at once and without a traceback."""
+
+    def leave(signum: int, _frame: object) -> None:
+        print(
+            f"\n{signal.Signals(signum).name}: stopped; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        os._exit(128 + signum)
+
+    try:
+        handlers = {s: signal.signal(s, leave) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        handlers = {}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+class _AboveTheBar(logging.Handler):
+    """Lines on standard error that do not tear the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _logging_to(path: Path, rank: int) -> Iterator[None]:
+    """The lab's lines to the terminal and run.log; Lightning's and warnings to run.log alone."""
+    file = logging.FileHandler(path if rank == 0 else os.devnull)
+    file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [
+        logging.getLogger(name) for name in ("lab", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
+    ]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:], logger.propagate = [file], False
+    log.setLevel(logging.INFO)
+    if rank == 0:
+        log.addHandler(_AboveTheBar())
+    logging.captureWarnings(True)
+    try:
+        yield
+    except Exception:
+        log.handlers[:] = [file]
+        log.exception("the run crashed")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        file.close()

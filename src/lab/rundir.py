@@ -1,0 +1,199 @@
+"""A run directory: what one run leaves behind, who may write it, and from where it goes on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lab.errors import Refusal
+
+HEARTBEAT = 2.0
+"""Seconds between two signs of life of a lock's owner."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class RunDir:
+    """The folder of one run.
+
+    `config.yaml` is frozen at the first start and says what the run is; a later start must agree with it.
+    `verdict.json` is written last: where it exists the run is finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.overrides = path / "config.yaml", path / "overrides"
+        self.verdict, self.log, self.metrics = path / "verdict.json", path / "run.log", path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def choose(cls, cfg: DictConfig, outputs: Path) -> RunDir:
+        """The directory that `run_dir` names, or a new one below `outputs`; sets `cfg.id`."""
+        cfg.id = cfg.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return cls(Path(cfg.run_dir) if cfg.run_dir is not None else outputs / cfg.name / cfg.id)
+
+    def freeze(self, cfg: DictConfig, overrides: list[str]) -> bool:
+        """Write the resolved config, or compare with the one that is there. True if the run existed already."""
+        if not self.config.exists():
+            frozen = OmegaConf.to_container(cfg, resolve=True)
+            assert isinstance(frozen, dict)
+            write_atomically(self.overrides, "".join(f"{override}\n" for override in overrides))
+            write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(frozen | {"run_dir": None})))
+            return False
+        there, here = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(self.config), cfg))
+        absent = object()
+        differing = sorted(
+            key
+            for key in (there | here)
+            if key not in ("run_dir", "id") and there.get(key, absent) != here.get(key, absent)
+        )
+        if differing:
+            key = differing[0]
+            more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
+            raise Refusal(
+                f"run_dir={self.path} holds another run: {key} is {there.get(key, 'absent')} there and "
+                f"{here.get(key, 'absent')} here{more}; use the overrides of the first start (in "
+                f"{self.overrides}) or another run_dir"
+            )
+        return True
+
+    @property
+    def finished(self) -> bool:
+        return self.verdict.exists()
+
+    def read_verdict(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.verdict.read_text())
+        return record
+
+    def newest_checkpoint(self) -> tuple[Path | None, list[Path]]:
+        """(the newest whole checkpoint or None, newer ones that are torn or corrupt).
+
+        A checkpoint is a zip archive whose directory is written last and whose every record carries a CRC-32: a file
+        cut short has no directory, a changed byte fails its record's sum.
+        """
+        broken: list[Path] = []
+        for path in sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True):
+            if _is_whole(path):
+                return path, broken
+            broken.append(path)
+        return None, broken
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the directory as its only writer; yields the lock's file descriptor for children to inherit.
+
+        The kernel's file lock dies with its last holder, so a dead owner blocks nobody; children that inherit it keep
+        it until they have ended too. On file systems that keep such locks per host, an owner on another host is known
+        by its heartbeat.
+        """
+        file = self.path / ".lock"
+        fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire(fd)
+            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, owner, 0)
+            stop = threading.Event()
+            beat = threading.Thread(target=_heartbeat, args=(file, stop), daemon=True)
+            beat.start()
+            try:
+                yield fd
+            finally:
+                stop.set()
+                beat.join()
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)  # an empty file: its owner left in order
+        finally:
+            os.close(fd)
+
+    def _acquire(self, fd: int) -> None:
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                owner = _owner(fd)
+                orphaned = owner.get("host") == socket.gethostname() and not _alive(owner.get("pid", 0))
+                if not orphaned or time.monotonic() > deadline:  # children of a killed owner end within moments
+                    raise self._refusal(owner) from None
+                time.sleep(0.05)
+        owner = _owner(fd)
+        if owner and owner.get("host") != socket.gethostname():
+            before = os.fstat(fd).st_mtime_ns
+            time.sleep(2.5 * HEARTBEAT)
+            if os.fstat(fd).st_mtime_ns != before:
+                raise self._refusal(owner)
+
+    def _refusal(self, owner: dict[str, Any]) -> Refusal:
+        return Refusal(
+            f"run_dir={self.path} is being written by process {owner.get('pid', 'unknown')} on "
+            f"{owner.get('host', 'this host')}; "
+            "wait for it, stop it, or choose another run_dir"
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        return {
+            k: v
+            for key, value in node.items()
+            for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: node}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return False
+
+
+def _owner(fd: int) -> dict[str, Any]:
+    try:
+        owner = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def _heartbeat(file: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):
+            os.utime(file)
