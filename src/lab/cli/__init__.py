@@ -1,0 +1,1 @@
+"""The command line's verbs, one a file, each imported only when it is asked for."""

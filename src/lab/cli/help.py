@@ -1,0 +1,51 @@
+"""`lab --help`: static text, so that it is there at once."""
+
+from __future__ import annotations
+
+HELP = """\
+lab: training runs that hold a textbook's theorems against what a trained model does
+
+usage
+  lab experiment=<name> [key=value ...]   run an experiment and judge its claims
+  lab run_dir=<path>                      continue the run in that folder from its frozen config
+  lab list                                every experiment by chapter, its claims, when it was last verified here
+  lab show <name>                         the theory page, the claims, the controls and the composed config
+  lab verify [name ...] [--controls] [--seeds N]
+                                          run experiments, and their controls, and say what is as theory says
+  lab record <run directory>              keep a finished run's verdict and figure in experiments/<name>/
+  python -m lab ...                       the same; `lab <verb> --help` says more
+
+examples
+  lab experiment=pca_autoencoder
+  lab experiment=pca_autoencoder seed=1 trainer.devices=2 logger=none
+  lab experiment=pca_autoencoder k=4 model.optimizer.lr=3e-3
+  lab experiment=pca_autoencoder run_dir=runs/a     again: resumes it, or shows its verdict when it has finished
+  lab experiment=pca_autoencoder seed=0,1,2 -m      every value in a run of its own
+  lab experiment=pca_autoencoder --cfg job          print the composed config and run nothing
+
+the same for every experiment
+  seed=0                      every draw and the order of the data are functions of it
+  trainer.devices=1           processes that train together; a count, a list of GPUs, or auto
+  trainer.accelerator=auto    cpu, gpu, cuda, mps or auto
+  trainer.max_steps=...       optimiser steps
+  run_dir=<path>              default: outputs/<experiment>/<id>
+  data_root=data              where downloaded data sets lie; the variable LAB_DATA sets it too
+  logger=none                 no wandb; metrics.csv is always written
+
+  Any parameter of a class that the config names can be set, whether or not a file mentions it.
+  A misspelt one is refused with the nearest right name.
+
+Hydra's flags
+  --cfg job|hydra|all  --package KEY  --resolve  --info [all|config|defaults|defaults-tree|plugins|searchpath]
+  -m, --multirun       --hydra-help   --version  --config-dir DIR  --config-name NAME  --config-path DIR
+  tab completion: eval "$(lab -sc install=bash)"
+
+exit codes
+  0 every claim holds   1 crash   2 refused: bad configuration or input   3 a claim was refuted
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the help."""
+    print(HELP, end="")
+    return 0

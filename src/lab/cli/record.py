@@ -1,0 +1,173 @@
+"""`lab record <run directory>`: keep a finished run's verdict and figure, and write the index of what is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lab import compose, paths
+from lab.cli.arguments import Arguments
+from lab.cli.catalogue import Entry, by_chapter, heading
+from lab.errors import CRASHED, HOLDS, Refusal, nearest
+from lab.rundir import RunDir, write_atomically
+
+DESCRIPTION = """\
+Keep the verdict and the figure of a finished run in experiments/<name>/ and write experiments/README.md anew.
+
+Only what can be reproduced is kept: the run must be finished, hold, stem from a clean commit, and be that of the
+experiment's own config (seed, devices, logger and folders are free)."""
+
+FREE = (
+    "experiment",
+    "seed",
+    "run_dir",
+    "id",
+    "data_root",
+    "threads",
+    "logger",
+    "trainer.devices",
+    "trainer.accelerator",
+)
+"""Overrides under which a run is still the experiment's own."""
+
+FIGURES = ("figure.svg", "figure.png")
+
+
+def main(argv: list[str]) -> int:
+    """Record a run, or only write or check the index."""
+    arguments = Arguments("record", DESCRIPTION)
+    arguments.add_argument("run_directory", nargs="?", type=Path, help="the folder of the run, outputs/<name>/<id>")
+    arguments.add_argument(
+        "--index-only", action="store_true", help="write experiments/README.md from what is recorded"
+    )
+    arguments.add_argument(
+        "--check", action="store_true", help="exit with 1 if experiments/README.md is not up to date"
+    )
+    arguments.add_argument("--dirty", action="store_true", help="also keep a run of a tree with uncommitted changes")
+    given = arguments.parse_args(argv)
+    if given.index_only + given.check + (given.run_directory is not None) != 1:
+        raise Refusal("record: say one of <run directory>, --index-only and --check; see lab record --help")
+    readme = paths.EXPERIMENTS / "README.md"
+    if given.check:
+        if readme.is_file() and readme.read_text(encoding="utf-8") == index():
+            return HOLDS
+        print("experiments/README.md is not what is recorded: write it with lab record --index-only")
+        return CRASHED
+    if given.run_directory is not None:
+        print(f"recorded in {_here(record(given.run_directory, allow_dirty=given.dirty))}")
+    readme.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(readme, index())
+    print(f"wrote {_here(readme)}")
+    return HOLDS
+
+
+def record(path: Path, *, allow_dirty: bool = False) -> Path:
+    """Copy verdict and figures of the run in `path` to its experiment's folder, which is returned."""
+    run = RunDir(path)
+    if not run.config.is_file():
+        raise Refusal(f"{path} is not a run directory: it has no config.yaml")
+    if not run.finished:
+        raise Refusal(f"{path} is not finished: it has no verdict.json; go on with lab run_dir={path}")
+    try:
+        verdict = run.read_verdict()
+        name, holds, provenance = str(verdict["experiment"]), bool(verdict["holds"]), dict(verdict["provenance"])
+    except (ValueError, KeyError, TypeError):
+        raise Refusal(f"{run.verdict} is not a verdict") from None
+    _refuse_unfit(run, name, holds, provenance, allow_dirty)
+    for figure in FIGURES:
+        if not (path / figure).is_file():
+            raise Refusal(f"{path} has no {figure}")
+    folder = paths.EXPERIMENTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in FIGURES:
+        write_atomically(folder / figure, (path / figure).read_bytes())
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.verdict.stat().st_mtime))
+    kept = verdict | {"provenance": {"finished": finished} | provenance}
+    write_atomically(folder / "verdict.json", json.dumps(kept, indent=1, allow_nan=False) + "\n")
+    return folder
+
+
+def _refuse_unfit(run: RunDir, name: str, holds: bool, provenance: dict[str, Any], allow_dirty: bool) -> None:
+    """Refuse what would not be a fair record of the experiment."""
+    known = compose.experiments()
+    if name not in known:
+        raise Refusal(f"{run.path} is a run of {name}, which is no experiment here{nearest(name, known)}")
+    import yaml
+
+    control = (yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}).get("control")
+    if control is not None:
+        raise Refusal(f"{run.path} is a run of the control {control}, which is there to be refuted")
+    if not holds:
+        raise Refusal(f"{run.path}: a claim was refuted; only a verdict that holds is recorded")
+    overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
+    for text in filter(None, overrides):
+        if text.lstrip("+").partition("=")[0] not in FREE:
+            raise Refusal(f"{run.path} was run with {text}; the record is of the experiment's own config")
+    if not allow_dirty and (provenance.get("dirty") is not False or not provenance.get("commit")):
+        raise Refusal(f"{run.path} stems from uncommitted changes: commit and run again, or say --dirty")
+
+
+def index() -> str:
+    """experiments/README.md: chapter → experiment → claims → last recorded verdict."""
+    lines = [
+        "# Experiments",
+        "",
+        "Written by `lab record`; do not edit. Every experiment by chapter, its claims, and the verdict recorded last.",
+    ]
+    for chapter, entries in by_chapter().items():
+        lines += ["", f"## Chapter {heading(chapter)}"]
+        for found in entries:
+            lines += ["", *_section(found)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(found: Entry) -> list[str]:
+    link = f"[{found.name}]({os.path.relpath(found.page, paths.EXPERIMENTS)})" if found.page else found.name
+    lines = [f"### {link}", "", f"{found.title}.", ""]
+    recorded = paths.EXPERIMENTS / found.name / "verdict.json"
+    if not recorded.is_file():
+        lines += ["Not recorded yet.", "", "| claim | |", "| --- | --- |"]
+        return lines + [f"| {claim} | {_cell(found.statement(claim))} |" for claim in found.claims]
+    from lab.claim import Verdict
+    from lab.table import SIGN, written
+
+    verdict = Verdict.from_json(json.loads(recorded.read_text(encoding="utf-8")))
+    judged = {claim.name: claim for claim in verdict.claims}
+    lines += ["| claim | | predicted | measured | ± | allowed | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for claim in found.claims:
+        said = _cell(found.statement(claim))
+        if claim not in judged:
+            lines.append(f"| {claim} | {said} | | | | | not recorded |")
+            continue
+        numbers = written(judged[claim])
+        cells = [
+            f"{SIGN[judged[claim].relation]} {numbers.predicted}",
+            numbers.measured,
+            numbers.error,
+            numbers.allowed,
+        ]
+        lines.append(f"| {claim} | {said} | {' | '.join(cells)} | {'holds' if judged[claim].holds else 'refuted'} |")
+    return [*lines, "", f"{_provenance(verdict.provenance)} [Figure]({found.name}/figure.svg)."]
+
+
+def _provenance(provenance: dict[str, Any]) -> str:
+    """When, from which commit and on what the verdict was reached."""
+    commit = str(provenance.get("commit") or "unknown")[:12] + (" with changes" if provenance.get("dirty") else "")
+    day = str(provenance.get("finished", "unknown"))[:10]
+    torch = provenance.get("versions", {}).get("torch", "unknown")
+    return (
+        f"Recorded {day}, commit {commit}, seed {provenance.get('seed')}, {provenance.get('world_size')} × "
+        f"{provenance.get('device')}, {provenance.get('seconds')} s, torch {torch}."
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _here(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    return os.path.relpath(path)

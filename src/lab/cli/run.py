@@ -1,0 +1,188 @@
+"""`lab experiment=<name> [key=value ...]`: compose, check, launch; with Hydra's own flags, through Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab import compose, paths
+from lab.errors import CRASHED, HOLDS, REFUSED, Refusal, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from omegaconf import DictConfig
+
+_SHORT = {
+    "-c": "--cfg",
+    "-p": "--package",
+    "-r": "--run",
+    "-m": "--multirun",
+    "-sc": "--shell-completion",
+    "-cp": "--config-path",
+    "-cn": "--config-name",
+    "-cd": "--config-dir",
+    "-i": "--info",
+}
+_VALUED = ("--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+_PLAIN = ("--run", "--multirun", "--shell-completion", "--resolve", "--hydra-help", "--version")
+_CHOICES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+_ELSEWHERE = ("--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+"""Flags after which the composition is not the lab's own, so that only Hydra can read it."""
+
+
+def main(argv: list[str]) -> int:
+    """Run what the arguments describe; returns the exit code."""
+    flags, overrides = split(argv)
+    flags.pop("--run", None)
+    if "--version" in flags:
+        from hydra import __version__ as hydra_version
+
+        from lab import __version__
+
+        print(f"lab {__version__}, Hydra {hydra_version}")
+        return HOLDS
+    return _with_hydra(flags, overrides) if flags else _run(overrides)
+
+
+def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """(Hydra's flags with their values, overrides); refuses flags that do not exist."""
+    flags: dict[str, str | None] = {}
+    overrides: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, given, value = word.partition("=")
+        name = _SHORT.get(name, name)
+        if name in _PLAIN:
+            flags[name] = None
+        elif name == "--info":
+            flags[name] = value if given else rest.pop(0) if rest and rest[0] in _CHOICES[name] else None
+        elif name in _VALUED:
+            if not given and not rest:
+                raise Refusal(f"{word} needs a value")
+            flags[name] = value if given else rest.pop(0)
+        else:
+            known = [*_VALUED, *_PLAIN, "--info", "--help"]
+            raise Refusal(f"{word} is not a flag of the lab or of Hydra{nearest(name, known)}; see lab --help")
+        found, allowed = flags[name], _CHOICES.get(name, ())
+        if found is not None and allowed and found not in allowed:
+            raise Refusal(f"{name} {found} is not allowed: one of {', '.join(allowed)}{nearest(found, allowed)}")
+    return flags, overrides
+
+
+def _run(overrides: list[str]) -> int:
+    frozen = _frozen(overrides)
+    cfg = compose.compose(overrides) if frozen is None else frozen
+    from lab import check
+
+    if frozen is None:
+        check.check_config(cfg)
+    check.check_machine(cfg)  # what is frozen was checked when it was frozen, perhaps on another machine
+    from lab.launch import launch
+
+    return launch(cfg, overrides)
+
+
+def _frozen(overrides: list[str]) -> DictConfig | None:
+    """The config of the run that a lone `run_dir=<path>` continues; None where the overrides describe a run."""
+    values = {override.key_or_group: override.value() for override in map(compose.parse, overrides)}
+    if "run_dir" not in values or "experiment" in values:
+        return None
+    path = Path(str(values["run_dir"]))
+    if not (path / "config.yaml").is_file():
+        raise Refusal(f"run_dir={path} holds no run to continue; say experiment=<name> to start one there")
+    if len(overrides) > 1:
+        other = next(text for text in overrides if not text.lstrip("+").startswith("run_dir="))
+        raise Refusal(f"{other}: the run in run_dir={path} goes on with its frozen config, which takes no overrides")
+    from omegaconf import DictConfig, OmegaConf
+
+    with compose.refusals():
+        cfg = OmegaConf.load(path / "config.yaml")
+    if not isinstance(cfg, DictConfig) or not {"name", "trainer", "data"} <= cfg.keys():
+        raise Refusal(f"run_dir={path}: its config.yaml is not that of a run")
+    cfg.run_dir = str(path)
+    return cfg
+
+
+def _with_hydra(flags: dict[str, str | None], overrides: list[str]) -> int:
+    """Let Hydra do what its flags ask; our own composition comes first, to say mistakes in one line."""
+    multirun = "--multirun" in flags
+    if not flags.keys() & {"--hydra-help", "--shell-completion", *_ELSEWHERE}:
+        cfg = compose.compose(compose.first_point(overrides) if multirun else overrides)
+        if multirun or "--cfg" in flags:
+            from lab import check
+
+            check.check_config(cfg)
+    if "--shell-completion" not in flags and overrides:
+        overrides = compose.rewrite(overrides, sweep=multirun)
+    words = [word for flag, value in flags.items() for word in (flag, value) if word is not None]
+    codes: list[int] = []
+    with (
+        _scratch(overrides) as more,
+        _hydra_argv([*words, *overrides, *(more if multirun else [])]),
+        compose.refusals(),
+    ):
+        _hydra_main(codes)()
+    return CRASHED if CRASHED in codes else REFUSED if REFUSED in codes else HOLDS
+
+
+def _hydra_main(codes: list[int]) -> Any:
+    """Hydra's entry point; each job of a sweep appends its exit code."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    @hydra.main(version_base="1.3", config_path=str(paths.CONF.absolute()), config_name="config")
+    def job(cfg: DictConfig) -> None:
+        from lab import check
+        from lab.launch import launch
+
+        mine = HydraConfig.get()
+        overrides = [str(override).lstrip("+") for override in mine.overrides.task]
+        try:
+            compose.require_name(cfg, str(mine.runtime.choices["experiment"]))
+            check.check(cfg)
+            code = launch(cfg, overrides, fresh_process=True)
+        except Refusal as refusal:
+            print(f"lab: {' '.join(overrides)}: {refusal}", file=sys.stderr)
+            code = REFUSED
+        codes.append(code)
+        if code >= 128:  # stopped by a signal: the sweep stops too
+            sys.exit(code)
+
+    return job
+
+
+@contextmanager
+def _scratch(overrides: list[str]) -> Iterator[list[str]]:
+    """A place for the files that Hydra's sweeper insists on writing, gone when the sweep is done."""
+    if any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="lab-multirun-") as folder:
+        yield [f"hydra.sweep.dir='{folder}'"]
+
+
+@contextmanager
+def _hydra_argv(words: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv; with HYDRA_FULL_ERROR it raises what it would otherwise print over many lines."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [before[0], *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full

@@ -1,0 +1,298 @@
+"""From the command line's `key=value` to one composed configuration, with every mistake said in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab import paths
+from lab.errors import Refusal, nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The composition of `experiment=… key=value …`, interpolations unresolved; a Refusal where it cannot be made."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    rewritten = rewrite(overrides)
+    GlobalHydra.instance().clear()
+    with refusals(), initialize_config_dir(str(paths.CONF.absolute()), job_name="lab", version_base="1.3"):
+        cfg = hydra_compose("config", rewritten, return_hydra_config=True)
+    chosen = cfg.hydra.runtime.choices["experiment"]
+    with open_dict(cfg):
+        del cfg["hydra"]
+    require_name(cfg, chosen)
+    return cfg
+
+
+def require_name(cfg: DictConfig, experiment: str) -> None:
+    """Refuse a composition whose `name` is not that of its experiment file."""
+    name = cfg._get_node("name")
+    if name is None or name._value() != experiment:
+        found = "missing" if name is None else name._value()
+        raise Refusal(f"name={found} must equal the name of its file, conf/experiment/{experiment}.yaml")
+
+
+def rewrite(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """Overrides as Hydra takes them: `key=value` becomes `++key=value` unless `key` is a config group.
+
+    So a parameter that is in a signature but not in any YAML file can be set without knowing that; `lab.check` refuses
+    those that are in no signature. Refuses what is no override, and options that do not exist.
+    """
+    parsed = [parse(text) for text in overrides]
+    if not any(override.key_or_group == "experiment" and not override.is_delete() for override in parsed):
+        raise Refusal(f"no experiment: say experiment=<name>; allowed: {', '.join(experiments())}")
+    return [_rewrite(text, override, sweep) for text, override in zip(overrides, parsed, strict=True)]
+
+
+def first_point(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep's first job: each sweep replaced by its first value."""
+    first = []
+    for text in overrides:
+        override = parse(text)
+        if override.is_discrete_sweep():
+            text = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        elif override.is_sweep_override():
+            raise Refusal(
+                f"{text}: the sweeper takes lists of values such as {override.key_or_group}=1,2,3 or range(1,4)"
+            )
+        first.append(text)
+    return first
+
+
+def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """`cfg` as plain dictionaries and lists; a missing value or a broken interpolation is a Refusal naming its key."""
+    from omegaconf import OmegaConf
+
+    with refusals():
+        return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)  # type: ignore[return-value]
+
+
+# --------------------------------------------------------------------------------------------------------- experiments
+
+
+def experiments() -> list[str]:
+    """The names of all experiments."""
+    return sorted(path.stem for path in (paths.CONF / "experiment").glob("*.yaml"))
+
+
+def lineage(name: str) -> tuple[str, ...]:
+    """An experiment and those it composes on top of, nearest first."""
+    path = paths.CONF / "experiment" / f"{name}.yaml"
+    defaults = _yaml(path).get("defaults", []) if path.is_file() else []
+    bases = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return (name, *(ancestor for base in reversed(bases) for ancestor in lineage(base.rpartition("/")[2])))
+
+
+def source(name: str) -> dict[str, Any]:
+    """What an experiment's own file says, on top of the experiments it builds on: read, not composed."""
+    merged: dict[str, Any] = {}
+    for ancestor in reversed(lineage(name)):
+        path = paths.CONF / "experiment" / f"{ancestor}.yaml"
+        merged = _merge(merged, _yaml(path) if path.is_file() else {})
+    merged.pop("defaults", None)
+    return merged
+
+
+def base_keys() -> set[str]:
+    """The top-level keys that every composition has: those of conf/config.yaml."""
+    config = _yaml(paths.CONF / "config.yaml")
+    groups = {
+        key.split("@")[0]
+        for entry in config.pop("defaults", [])
+        if isinstance(entry, dict)
+        for key in entry
+        if not key.startswith(("override ", "optional "))
+    }
+    return (set(config) | groups) - {"hydra", "experiment"}
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in over.items():
+        old = both.get(key)
+        both[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+@cache
+def _text(path: Path) -> Any:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except yaml.YAMLError as error:
+        raise Refusal(_yaml_refusal(error, path)) from None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    content = _text(path)
+    if content is not None and not isinstance(content, dict):
+        raise Refusal(f"{_relative(path)} must be a mapping of keys to values")
+    return dict(content or {})
+
+
+def _yaml_refusal(error: Any, path: Path | None = None) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = _relative(path or Path(str(getattr(mark, "name", "a configuration file"))))
+    line = f" line {mark.line + 1}" if mark is not None else ""
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{place}{line} is not YAML: {problem}"
+
+
+def _relative(path: Path) -> str:
+    """A configuration file as the user knows it: conf/…"""
+    try:
+        return str(Path(paths.CONF.name) / path.absolute().relative_to(paths.CONF.absolute()))
+    except ValueError:
+        return str(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- overrides
+
+
+def parse(text: str) -> Override:
+    """One override as Hydra reads it; a Refusal where it is none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if text.startswith("-"):
+        raise Refusal(f"{text} is not a flag of the lab or of Hydra: see lab --help")
+    if "=" not in text and not text.startswith("~"):
+        close = nearest(f"experiment={text}", [f"experiment={name}" for name in experiments()])
+        raise Refusal(f"{text} is not an override: write key=value{close if nearest(text, experiments()) else ''}")
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        problem = str(error).partition(" expecting {")[0]
+        raise Refusal(f"{text} is not an override Hydra can read: {' '.join(problem.split())}") from None
+
+
+def _rewrite(text: str, override: Override, sweep: bool) -> str:
+    from hydra.core.override_parser.types import OverrideType
+
+    key = override.key_or_group
+    if override.is_sweep_override() and not sweep:
+        alternative = f"{key}=[{text.partition('=')[2]}]"
+        raise Refusal(f"{text} has several values: -m runs each of them, {alternative} is a list")
+    is_group = _is_group(key)
+    if is_group and not override.is_delete():
+        _check_option(key, override)
+    if "/" in key and not is_group and not key.startswith("hydra/"):
+        raise Refusal(
+            f"{text}: there is no config group {key}{nearest(key, _groups())}; allowed: {', '.join(_groups())}"
+        )
+    hydra = key == "hydra" or key.startswith(("hydra.", "hydra/"))
+    if is_group or hydra or override.package is not None or override.type != OverrideType.CHANGE:
+        return text
+    return f"++{text}"
+
+
+def _is_group(key: str) -> bool:
+    return "." not in key and (paths.CONF / key).is_dir()
+
+
+def _groups() -> list[str]:
+    folders = (path.relative_to(paths.CONF) for path in paths.CONF.rglob("*") if path.is_dir())
+    return sorted(str(folder) for folder in folders if not folder.name.startswith((".", "_")))
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (paths.CONF / group).glob("*.yaml"))
+
+
+def _check_option(group: str, override: Override) -> None:
+    """Refuse an option without a file, before Hydra says so on many lines."""
+    allowed = _options(group)
+    for value in _values(override):
+        if isinstance(value, bool | int | float) or (isinstance(value, str) and not _has_option(group, value)):
+            raise Refusal(
+                f"{group}={value} does not exist; allowed: {', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
+        if value is None and group in ("experiment", "data", "model", "trainer"):
+            raise Refusal(f"{group}=null is not allowed; allowed: {', '.join(allowed)}")
+
+
+def _values(override: Override) -> Iterator[Any]:
+    if override.is_discrete_sweep():
+        yield from override.sweep_iterator()
+        return
+    value = override.value()
+    yield from value if isinstance(value, list) else [value]
+
+
+def _has_option(group: str, value: str) -> bool:
+    return (paths.CONF / group / f"{value.removesuffix('.yaml')}.yaml").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what Hydra, OmegaConf and the YAML reader raise into a Refusal of one line."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        if line := _line(error):
+            raise Refusal(line) from None
+        raise
+
+
+def _line(error: BaseException) -> str:
+    """One line for an error of the composition; "" for an error that is none."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import (
+        InterpolationKeyError,
+        InterpolationToMissingValueError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+    )
+    from yaml import YAMLError
+
+    if isinstance(error, YAMLError):
+        return _yaml_refusal(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        allowed = list(error.options or _options(group))
+        return f"{group}={option} does not exist; allowed: {', '.join(allowed)}{nearest(option, allowed)}"
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException | YAMLError):
+        return _line(cause) or _flat(error)
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        said = str(error).partition("Missing mandatory value: ")[2].split()
+        return f"{said[0] if said else error.full_key}=??? is missing: the experiment or the command line must set it"
+    if isinstance(error, InterpolationKeyError):
+        return f"{error.full_key}: {_flat(error)}{_nearest_key(error)}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {_flat(error)}" if error.full_key else _flat(error)
+    return _flat(error) if isinstance(error, HydraException) else ""
+
+
+def _flat(error: BaseException) -> str:
+    """The message without OmegaConf's indented appendix, on one line."""
+    lines = [
+        line for line in str(error).splitlines() if not re.match(r"\s+(full_key|object_type|reference_type)", line)
+    ]
+    return " ".join(" ".join(lines).split())
+
+
+def _nearest_key(error: Any) -> str:
+    wanted = re.search(r"'([^']+)' not found", str(error))
+    root = error.parent_node._get_root() if error.parent_node is not None else None
+    if wanted is None or root is None:
+        return ""
+    return nearest(wanted[1], [str(key) for key in root])

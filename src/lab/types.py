@@ -1,0 +1,20 @@
+"""Types with ranges for the signatures that YAML fills; `lab.check` holds every configuration against them.
+
+They say where a number may lie, so that a value out of range is refused before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""A number of the closed interval [0, 1]."""
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
+"""A number of the open interval (0, 1)."""
+NonEmptyStr = Annotated[str, MinLen(1)]

@@ -1,0 +1,286 @@
+"""What can be refused without torch is, in a line that names key, value, what is allowed and the nearest name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from annotated_types import Ge, Le
+
+from lab import check, paths
+from lab.compose import compose, experiments
+from lab.errors import Refusal
+from lab.signature import Opaque
+
+PCA, LINEAR = "experiment=pca_autoencoder", "experiment=linear_regression"
+
+
+@pytest.fixture(autouse=True)
+def two_cores_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(check, "_cores", lambda: 2)
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ that the test may spoil."""
+    copy = tmp_path / "conf"
+    shutil.copytree(paths.CONF, copy)
+    monkeypatch.setattr(paths, "CONF", copy)
+    return copy
+
+
+def edit(conf: Path, **changes: Any) -> None:
+    """Change top-level entries of the experiment pca_autoencoder; None removes one."""
+    path = conf / "experiment" / "pca_autoencoder.yaml"
+    content = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        content[key] = value
+        if value is None:
+            del content[key]
+    path.write_text("# @package _global_\n" + yaml.safe_dump(content))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(Refusal) as refused:
+        check.check(compose(overrides))
+    line = str(refused.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_is_accepted(name: str) -> None:
+    check.check_config(compose([f"experiment={name}"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.optimizer.eps=1e-6",
+        "model.optimizer.lr=1",  # an integer is a number
+        "model.optimizer.betas=[0.5,0.9]",  # a list is a tuple
+        "k=3",
+        "model.net.k=9",  # takes away the one use of ${k} in the model; k stays a key of the experiment
+        "trainer.devices=2",
+        "trainer.devices=auto",
+        "trainer.accelerator=cpu",
+        "trainer.gradient_clip_val=null",
+        "logger=none",
+        "logger.wandb.project=other",
+        "seed=4294967295",
+        "run_dir=a/new/place",
+        "~claims.ordered_variances ~controls.no_order",
+    ],
+)
+def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
+    check.check(compose([PCA, *override.split()]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        # unknown keys
+        ("kk=3", ["unknown key kk=3", "did you mean 'k'?"]),
+        ("sed=3", ["unknown key sed=3", "did you mean 'seed'?"]),
+        ("modle.net.k=3", ["unknown key modle=", "did you mean 'model'?"]),
+        ("model.nett.k=3", ["unknown key model.nett=", "did you mean 'model.net'?"]),
+        (
+            "model.net.activaton=relu",
+            ["model.net.activaton=relu", "did you mean 'model.net.activation'?", "takes d, k"],
+        ),
+        ("trainer.max_step=3", ["trainer.max_step=3", "did you mean 'trainer.max_steps'?"]),
+        ("model.optimizer.lrr=3", ["model.optimizer.lrr=3", "did you mean 'model.optimizer.lr'?"]),
+        ("claims.projector.kk=3", ["claims.projector.kk=3", "did you mean 'claims.projector.k'?"]),
+        ("logger.wandb.projct=x", ["logger.wandb.projct=x", "did you mean 'logger.wandb.project'?"]),
+        ("callbacks.progres.every=3", ["callbacks.progres", "did you mean 'callbacks.progress'?"]),
+        ("model.optimizer._partial=true", ["model.optimizer._partial=true"]),
+        ("model.optimizer._prtial_=true", ["model.optimizer._prtial_=true", "did you mean '_partial_'?"]),
+        # targets
+        ("model.optimizer._target_=torch.optim.SGDD", ["torch.optim.SGDD", "did you mean 'torch.optim.SGD'?"]),
+        ("model._target_=lab.models.nowhere.X", ["model._target_=lab.models.nowhere.X", "has no nowhere"]),
+        ("model._target_=3", ["model._target_=3"]),
+        ("~model._target_", ["model=", "_target_"]),
+        ("~model.ordered.d", ["model.ordered.d is missing", "an integer ≥ 1"]),
+        ("~logger", ["logger is missing", "logger=none"]),
+        ("model.optimizer=adam", ["model.optimizer=adam", "_target_"]),
+        ("data=null data.seed=1", ["data=null"]),
+        # types and ranges
+        ("seed=-1", ["seed=-1", "≥ 0"]),
+        ("seed=4294967296", ["seed=4294967296", "≤ 4294967295"]),
+        ("seed=1.5", ["seed=1.5", "an integer"]),
+        ("seed=true", ["seed=true", "an integer"]),
+        ("seed=null", ["seed=null", "an integer"]),
+        ("seed='1'", ["seed=1", "an integer"]),
+        ("threads=0", ["threads=0", "≥ 1"]),
+        ("chapter=7", ["chapter=7", "one of 1, 2, 3, 4, 5, 6"]),
+        ("run_dir=3", ["run_dir=3", "a text"]),
+        ("data_root=null", ["data_root=null", "a text"]),
+        ("k=0", ["model.net.k=0", "it is ${k}", "≥ 1"]),
+        ("model.net.k=abc", ["model.net.k=abc", "an integer ≥ 1"]),
+        ("model.net.activation=rellu", ["model.net.activation=rellu", "one of identity, relu", "did you mean 'relu'?"]),
+        ("model.optimizer.lr=fast", ["model.optimizer.lr=fast", "a number"]),
+        ("model.optimizer.lr=nan", ["model.optimizer.lr=NaN", "a number"]),
+        ("model.optimizer.lr=-1", ["model.optimizer.lr=-1", "Invalid learning rate"]),
+        ("model.optimizer.betas=[0.9,2]", ["model.optimizer.betas=[0.9, 2]", "beta"]),
+        ("model.optimizer.betas=[0.9]", ["model.optimizer.betas=[0.9]", "a list of 2"]),
+        ("trainer.precision=17", ["trainer.precision=17", "64-true"]),
+        ("trainer.max_steps=0", ["trainer.max_steps=0", "≥ 1"]),
+        ("trainer.max_epochs=3", ["trainer.max_epochs=3", "set by the lab"]),
+        ("logger.wandb.id=x", ["logger.wandb.id=x", "set by the lab", "id="]),
+        ("~claims", ["claims is missing"]),
+        # devices
+        ("trainer.devices=3", ["trainer.devices=3", "1..2", "cores"]),
+        ("trainer.devices=0", ["trainer.devices=0", "≥ 1"]),
+        ("trainer.devices=two", ["trainer.devices=two"]),
+        ("trainer.devices=[0]", ["trainer.devices=[0]", "1..2"]),
+        ("trainer.accelerator=gpu", ["trainer.accelerator=gpu", "cpu, auto"]),
+        ("trainer.accelerator=cpuu", ["trainer.accelerator=cpuu", "did you mean 'cpu'?"]),
+    ],
+)
+def test_what_is_wrong_is_refused(override: str, words: list[str]) -> None:
+    line = refusal(PCA, *override.split())
+    for word in words:
+        assert word in line
+
+
+def test_batch_over_processes() -> None:
+    check.check(compose([LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=10"]))
+    line = refusal(LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=9")
+    assert line.startswith("data.designs.wide.batch_size=9 does not divide over 2 processes")
+    assert "8 or 10" in line
+    assert "allowed: 2" in refusal(LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=1")
+    assert "4 processes" in refusal(
+        LINEAR, "trainer.devices=2", "trainer.num_nodes=2", "data.designs.wide.batch_size=10"
+    )
+
+
+def test_keys_inside_an_experiment_file(conf: Path) -> None:
+    edit(conf, model={"net": {"d": 64, "activaton": "relu"}})
+    assert "model.net.activaton=relu, did you mean 'model.net.activation'?" in refusal(PCA)
+    edit(conf, model={"net": {"d": 64}}, trainer={"max_steps": 3, "devicess": 1})
+    assert "trainer.devicess=1, did you mean 'trainer.devices'?" in refusal(PCA)
+    edit(conf, trainer={"max_steps": 3}, kk=3)
+    assert refusal(PCA).startswith("unknown key kk=3, did you mean 'k'?")
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        ({"overrides": ["k=1"], "because": "x"}, ["controls.c.refutes is missing"]),
+        ({"overrides": ["k=1"], "refutes": [], "because": "x"}, ["controls.c.refutes=[]", "not empty"]),
+        ({"overrides": ["k=1"], "refutes": ["projectr"], "because": "x"}, ["projectr", "did you mean 'projector'?"]),
+        ({"overrides": "k=1", "refutes": ["projector"], "because": "x"}, ["controls.c.overrides=k=1", "a list"]),
+        ({"overrides": ["k=1"], "refutes": ["projector"], "because": ""}, ["controls.c.because=", "not empty"]),
+        (
+            {"overrides": ["k=1"], "refuts": ["projector"], "because": ""},
+            ["controls.c.refuts", "did you mean 'refutes'?"],
+        ),
+        ("k=1", ["controls.c=k=1"]),
+    ],
+)
+def test_controls(conf: Path, control: Any, words: list[str]) -> None:
+    edit(conf, controls={"c": control})
+    line = refusal(PCA)
+    for word in words:
+        assert word in line
+
+
+def test_missing_data_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lab.data import sources
+
+    monkeypatch.setattr(sources, "_reachable", lambda *_: False)
+    monkeypatch.setenv("LAB_DATA", "nowhere")
+    line = refusal("experiment=pca_autoencoder_mnist")
+    assert "data_root=nowhere" in line
+    assert "train-images-idx3-ubyte" in line
+
+
+def test_output_through_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal(PCA, "run_dir=file/run")
+    assert line.startswith("run_dir=file/run is not allowed")
+    assert "file is not a folder" in line
+    (tmp_path / "outputs").touch()
+    assert "outputs is not a folder" in refusal(PCA)
+
+
+def test_output_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As root every folder is writable, so the system's refusal is played."""
+
+    def full(**_: Any) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(check.tempfile, "TemporaryFile", full)
+    assert refusal(PCA, "run_dir=new/run") == f"run_dir=new/run cannot be written: {tmp_path}: {os.strerror(30)}"
+
+
+def test_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda _: usage(1, 1, 3 * 2**20))
+    line = refusal(PCA)
+    assert "3 MB free, a run needs 50 MB" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [(None, 4), ("", 0), ("-1", 0), ("0", 1), ("0,2", 2), ("0,7,1", 1), ("GPU-a,GPU-b", 2), ("MIG-a", 1), ("x", 0)],
+)
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int) -> None:
+    monkeypatch.undo()  # the function itself
+    monkeypatch.setattr(check, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(check, "_nvml_count", lambda: 4)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert check.visible_gpus.__wrapped__() == count
+
+
+def test_devices_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "visible_gpus", lambda: 4)
+    for chosen, size in (("auto", 4), ("3", 3), ("[1,3]", 2)):
+        cfg = compose([PCA, f"trainer.devices={chosen}"])
+        check.check(cfg)
+        assert check.accelerator(cfg) == "cuda"
+        assert check.world_size(cfg) == size
+    assert "1..4, the GPUs" in refusal(PCA, "trainer.devices=5")
+    assert "0..3" in refusal(PCA, "trainer.devices=[0,4]")
+    assert "different" in refusal(PCA, "trainer.devices=[0,0]")
+    assert "1..2, the cores" in refusal(PCA, "trainer.devices=3", "trainer.accelerator=cpu")
+
+
+def test_world_size_on_a_cpu() -> None:
+    assert check.world_size(compose([PCA, "trainer.devices=auto"])) == 1
+    assert check.world_size(compose([PCA, "trainer.devices=2", "trainer.num_nodes=3"])) == 6
+    assert check.accelerator(compose([PCA])) == "cpu"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it means the Apple GPU")
+def test_gpu_means_cuda() -> None:
+    assert check.accelerator(compose([PCA, "trainer.accelerator=gpu"])) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Annotated[int, Ge(1)], "an integer ≥ 1"),
+        (Annotated[float, Ge(0), Le(1)] | None, "a number ≥ 0 and ≤ 1 or null"),
+        (Literal["a", "b"] | Literal["b"] | None, "one of a, b or null"),
+        (list[int], "a list, each an integer"),
+        (tuple[float, int], "a list of 2 (a number, an integer)"),
+        (dict[str, float], "a mapping to a number"),
+        (Opaque, "a node with a _target_"),
+    ],
+)
+def test_types_in_words(annotation: Any, words: str) -> None:
+    assert check.describe(annotation) == words

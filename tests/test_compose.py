@@ -1,0 +1,144 @@
+"""Overrides become one composition, and every mistake in them or in conf/ becomes one line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lab import compose as module
+from lab import paths
+from lab.compose import compose, experiments, first_point, lineage, plain, rewrite, source
+from lab.errors import Refusal
+
+PCA = "experiment=pca_autoencoder"
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ that the test may spoil."""
+    copy = tmp_path / "conf"
+    shutil.copytree(paths.CONF, copy)
+    monkeypatch.setattr(paths, "CONF", copy)
+    return copy
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(Refusal) as refused:
+        plain(compose(overrides))
+    line = str(refused.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "rewritten"),
+    [
+        ("seed=1", "++seed=1"),
+        ("model.optimizer.nesterov=true", "++model.optimizer.nesterov=true"),
+        ("title='a, b = c'", "++title='a, b = c'"),
+        ("data.designs={a: {d: 3}}", "++data.designs={a: {d: 3}}"),
+        ("+seed=1", "+seed=1"),
+        ("++seed=1", "++seed=1"),
+        ("~claims.projector", "~claims.projector"),
+        ("logger=none", "logger=none"),
+        ("trainer=default", "trainer=default"),
+        ("data@data=digits", "data@data=digits"),
+        ("hydra.verbose=true", "hydra.verbose=true"),
+        ("hydra/job_logging=none", "hydra/job_logging=none"),
+    ],
+)
+def test_plain_keys_need_no_plus(override: str, rewritten: str) -> None:
+    assert rewrite([PCA, override]) == [PCA, rewritten]
+
+
+def test_sweeps_survive() -> None:
+    sweep = [PCA, "seed=0,1", "k=range(2,4)", "model.net.activation=choice(relu,identity)", "logger=none,wandb"]
+    assert rewrite(sweep, sweep=True)[1:] == [*(f"++{text}" for text in sweep[1:4]), sweep[4]]
+    assert first_point(sweep) == [PCA, "seed=0", "k=2", "model.net.activation=relu", "logger=none"]
+
+
+def test_a_key_of_no_file_can_be_set() -> None:
+    cfg = compose([PCA, "model.optimizer.eps=1e-6", "seed=3"])
+    assert cfg.model.optimizer.eps == 1e-6
+    assert cfg.seed == 3
+    assert "hydra" not in cfg
+
+
+def test_a_variant_builds_on_its_base() -> None:
+    assert lineage("pca_autoencoder_mnist") == ("pca_autoencoder_mnist", "pca_autoencoder")
+    assert source("pca_autoencoder_mnist")["claims"] == source("pca_autoencoder")["claims"]
+    assert source("pca_autoencoder_mnist")["title"] != source("pca_autoencoder")["title"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["no experiment", *experiments()]),
+        (["seed=1"], ["no experiment", *experiments()]),
+        (["experiment=pca_autoencodr"], ["experiment=pca_autoencodr", "allowed", "did you mean 'pca_autoencoder'?"]),
+        ([PCA, "model=linear_autoencodr"], ["model=linear_autoencodr", "did you mean 'linear_autoencoder'?"]),
+        ([PCA, "logger=wandbb"], ["logger=wandbb", "none", "did you mean 'wandb'?"]),
+        ([PCA, "trainer=null"], ["trainer=null", "default"]),
+        ([PCA, "modle/x=1"], ["modle/x=1", "no config group", "did you mean 'model'?"]),
+        ([PCA, "hydra/launcher=nowhere"], ["hydra/launcher=nowhere", "basic"]),
+        ([PCA, "trainer.max_steps=[1"], ["trainer.max_steps=[1", "not an override"]),
+        ([PCA, "foo"], ["foo", "key=value"]),
+        ([PCA, "pca_autoencoder"], ["did you mean 'experiment=pca_autoencoder'?"]),
+        ([PCA, "a b=1"], ["a b=1", "not an override"]),
+        ([PCA, "seed=0,1"], ["seed=0,1", "-m", "seed=[0,1]"]),
+        ([PCA, "~nothing"], ["nothing"]),
+        ([PCA, "+seed=1"], ["seed"]),
+        ([PCA, "name=another"], ["name=another", "conf/experiment/pca_autoencoder.yaml"]),
+        ([PCA, "k=???"], ["k=???", "missing"]),
+        ([PCA, "k=${kk}"], ["kk", "did you mean 'k'?"]),
+        ([PCA, "seed=${oc.env:NO_SUCH_VARIABLE}"], ["seed", "NO_SUCH_VARIABLE"]),
+        ([PCA, "hydra.nothing=1"], ["hydra.nothing"]),
+    ],
+)
+def test_one_line_for_every_mistake(overrides: list[str], words: list[str]) -> None:
+    line = refusal(*overrides)
+    for word in words:
+        assert word in line
+
+
+def test_yaml_error_names_file_and_line(conf: Path) -> None:
+    (conf / "experiment" / "broken.yaml").write_text(
+        "# @package _global_\nname: broken\ntitle: [unclosed\nchapter: 1\n"
+    )
+    assert refusal("experiment=broken").startswith("conf/experiment/broken.yaml line 4 is not YAML")
+    with pytest.raises(Refusal, match=r"conf/experiment/broken.yaml line \d"):
+        source("broken")
+
+
+def test_yaml_error_in_a_group(conf: Path) -> None:
+    (conf / "trainer" / "default.yaml").write_text("a: b: c\n")
+    assert "conf/trainer/default.yaml line 1 is not YAML" in refusal(PCA)
+
+
+def test_option_missing_in_an_experiment_file(conf: Path) -> None:
+    path = conf / "experiment" / "pca_autoencoder.yaml"
+    path.write_text(path.read_text().replace("/data: digits", "/data: digitss"))
+    line = refusal(PCA)
+    assert "data=digitss" in line
+    assert "did you mean 'digits'?" in line
+
+
+def test_name_is_the_file(conf: Path) -> None:
+    shutil.copy(conf / "experiment" / "pca_autoencoder.yaml", conf / "experiment" / "other.yaml")
+    assert (
+        refusal("experiment=other")
+        == "name=pca_autoencoder must equal the name of its file, conf/experiment/other.yaml"
+    )
+
+
+def test_missing_name(conf: Path) -> None:
+    path = conf / "experiment" / "pca_autoencoder.yaml"
+    path.write_text(path.read_text().replace("\nname: pca_autoencoder\n", "\n"))
+    assert refusal(PCA).startswith("name=???")
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(ZeroDivisionError), module.refusals():
+        raise ZeroDivisionError
