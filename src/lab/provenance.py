@@ -14,7 +14,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "wandb")
 
 
 def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
-    """Seed, commit, whether the tree was dirty, versions, device and world size; the run adds its seconds."""
+    """Seed, commit, whether the tree was dirty, versions, device, world size; the run adds when and how long."""
     commit, dirty = _commit()
     return {
         "seed": seed,

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
-from lab.check import world_size  # noqa: E402
 from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import HOLDS, REFUTED  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
+from lab.machine import accelerator, world_size  # noqa: E402
 from lab.provenance import provenance  # noqa: E402
 from lab.rundir import RunDir, write_atomically  # noqa: E402
 
@@ -51,7 +52,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         if rank == 0:
-            log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, cfg.trainer.accelerator, run.path)
+            log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, accelerator(cfg), run.path)
         pl.seed_everything(cfg.seed, verbose=False)
         trainer = _trainer(cfg, run, checkpoint, ranks, rank)
         data = instantiate(cfg.data)
@@ -120,12 +121,15 @@ def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[st
     data.place(torch.device("cpu"))
     finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
     evidence = [judge(name, claim, Run(model, data, finite)) for name, claim in claims.items()]
-    seconds = {"seconds": round(time.perf_counter() - started, 3)}
+    timing = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
     verdict = Verdict(
         cfg.name,
         cfg.chapter,
         tuple(e.judged for e in evidence),
-        provenance(cfg.seed, where, trainer.world_size) | seconds,
+        provenance(cfg.seed, where, trainer.world_size) | timing,
     )
     _write(run, cfg, trainer, evidence, verdict)
     return HOLDS if verdict.holds else REFUTED

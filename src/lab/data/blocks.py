@@ -3,7 +3,7 @@ resume."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,15 +46,18 @@ class Order:
 
 
 class Block:
-    """Consecutive steps handed to one `training_step`: `batches[s]` is this rank's slice of the batch of `step + s`."""
+    """Consecutive steps handed to one `training_step`; `batches` yields this rank's slices for `step`, `step` + 1, …
 
-    __slots__ = ("batches", "step")
+    It may be a generator, so that of large batches only one is in memory at a time.
+    """
 
-    def __init__(self, step: int, batches: Sequence[Any]) -> None:
-        self.step, self.batches = step, batches
+    __slots__ = ("batches", "length", "step")
+
+    def __init__(self, step: int, length: int, batches: Iterable[Any]) -> None:
+        self.step, self.length, self.batches = step, length, batches
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.length
 
 
 class Blocks:

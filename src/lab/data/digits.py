@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,16 +48,19 @@ class CentredImages(InMemoryData):
 
     def block(self, start: int, stop: int) -> Block:
         if self.whole is not None:
-            return Block(start, [(self.whole, self.weight)] * (stop - start))
+            return Block(start, stop - start, [(self.whole, self.weight)] * (stop - start))
         share = self.order.share(self.rank, self.world_size)
         rows = torch.stack([self.order.batch(step)[share] for step in range(start, stop)]).to(self.x.device)  # (S, b)
-        return Block(start, [(x, self.weight) for x in self.x[rows].unbind(0)])
+        return Block(start, stop - start, ((self.x.index_select(0, row), self.weight) for row in rows))
 
 
 class Digits(CentredImages):
     """1797 handwritten digits of 8×8 pixels with values 0 … 16 (Alpaydin & Kaynak 1998), shipped with scikit-learn."""
 
     def images(self) -> Tensor:
-        from sklearn.datasets import load_digits
-
-        return torch.from_numpy(load_digits().images)
+        # the file that load_digits reads, without the second that importing scikit-learn takes
+        package = importlib.util.find_spec("sklearn")
+        assert package is not None
+        assert package.origin is not None
+        rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        return torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8))

@@ -95,7 +95,8 @@ class GaussianRegression(InMemoryData):
 
     def block(self, start: int, stop: int) -> Block:
         columns = {name: self._column(name, start, stop) for name in self.designs}
-        return Block(start, [{name: column[s] for name, column in columns.items()} for s in range(stop - start)])
+        batches = [{name: column[s] for name, column in columns.items()} for s in range(stop - start)]
+        return Block(start, stop - start, batches)
 
     def _column(self, name: str, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         order, design, weight = self.orders[name], self.designs[name], self.shares[name][2]
