@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def generator(seed: int, *stream: int | str) -> torch.Generator:
@@ -15,3 +16,8 @@ def generator(seed: int, *stream: int | str) -> torch.Generator:
     """
     digest = hashlib.blake2b(repr((seed, *stream)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """N(0, 1) draws in float64 on the CPU, whatever the default type and device: the same on every machine."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
 from lab.errors import Refusal
-from lab.random import generator
+from lab.random import generator, normal
 from lab.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 
@@ -51,10 +51,10 @@ class Design:
         """Draw w*, x and y in float64 and keep them in `dtype`."""
         random = generator(seed, "GaussianRegression", name)
         rows = torch.arange(max(self.samples)) < self.sizes[:, None]  # (R, n)
-        w_star = torch.randn(self.d, generator=random, dtype=torch.float64)
+        w_star = normal(random, self.d)
         self.w_star = w_star / w_star.norm()
-        x = torch.randn(*rows.shape, self.d, generator=random, dtype=torch.float64) * self.spectrum.sqrt()
-        noise = self.noise * torch.randn(rows.shape, generator=random, dtype=torch.float64)
+        x = normal(random, *rows.shape, self.d) * self.spectrum.sqrt()
+        noise = self.noise * normal(random, *rows.shape)
         self.x = (x * rows[..., None]).to(dtype)
         self.y = ((x @ self.w_star + noise) * rows).to(dtype)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lab.random import generator
+from lab.random import generator, normal
 from lab.types import NonNegativeInt, PositiveInt
 
 
@@ -24,8 +24,8 @@ class LinearAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         draw = generator(seed, "LinearAutoencoder")
-        self.encoder = nn.Parameter(torch.randn(k, d, generator=draw, dtype=torch.float64) / math.sqrt(d))
-        self.decoder = nn.Parameter(torch.randn(d, k, generator=draw, dtype=torch.float64) / math.sqrt(d))
+        self.encoder = nn.Parameter(normal(draw, k, d) / math.sqrt(d))
+        self.decoder = nn.Parameter(normal(draw, d, k) / math.sqrt(d))
         self.activation = torch.relu if activation == "relu" else nn.Identity()
         self.to(torch.get_default_dtype())
 
@@ -40,7 +40,7 @@ class OrderedAutoencoder(nn.Module):
     def __init__(self, d: PositiveInt, k: PositiveInt, seed: NonNegativeInt = 0) -> None:
         super().__init__()
         draw = generator(seed, "OrderedAutoencoder")
-        start = torch.randn(d, k, generator=draw, dtype=torch.float64) / math.sqrt(d)
+        start = normal(draw, d, k) / math.sqrt(d)
         self.weight = nn.Parameter(start.to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:

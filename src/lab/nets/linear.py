@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lab.random import generator
+from lab.random import generator, normal
 from lab.types import NonNegative, NonNegativeInt, PositiveInt
 
 
@@ -19,7 +19,7 @@ class ReplicatedLinear(nn.Module):
         self, replicates: PositiveInt, features: PositiveInt, init_scale: NonNegative = 0.0, seed: NonNegativeInt = 0
     ) -> None:
         super().__init__()
-        start = torch.randn(replicates, features, generator=generator(seed, "ReplicatedLinear"), dtype=torch.float64)
+        start = normal(generator(seed, "ReplicatedLinear"), replicates, features)
         self.weight = nn.Parameter((init_scale * start).to(torch.get_default_dtype()))  # (R, d)
 
     def forward(self, x: Tensor) -> Tensor:
