@@ -152,8 +152,13 @@ def test_refusals(lab: Lab, tmp_path: Path, words: tuple[str, ...], said: list[s
 
 
 def test_batch_and_processes(lab: Lab) -> None:
-    words = ("experiment=linear_regression", "trainer.accelerator=cpu", "trainer.num_nodes=3")
-    refused(lab(*words), "data.designs.wide.batch_size=10", "3 processes", "9 or 12")
+    words = (
+        "experiment=linear_regression",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.designs.wide.batch_size=9",
+    )
+    refused(lab(*words), "data.designs.wide.batch_size=9", "2 processes", "8 or 10")
 
 
 def test_missing_data_without_a_network() -> None:

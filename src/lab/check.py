@@ -1,41 +1,33 @@
-"""Every refusal that needs no torch: `check(cfg)` holds a composition against the signatures, and against this machine.
+"""Every refusal that needs no torch: `check(cfg)` holds a composition against the signatures, then this machine.
 
 A refusal is one line with the key, the value found, what is allowed and the nearest right name.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import json
-import math
-import os
-import platform
 import re
-import shutil
-import sys
-import tempfile
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import annotated_types as at
 
-from lab import compose, paths
+from lab import compose
 from lab.errors import Refusal, nearest
-from lab.signature import Opaque, Parameter, Signature, signature
+from lab.machine import check_machine
+from lab.signature import Parameter, Signature, signature
+from lab.signature.values import choices, describe, fits
 from lab.types import NonEmptyStr, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from pydantic import TypeAdapter
 
 LAB_SET = frozenset({
-    "barebones", "callbacks", "check_val_every_n_epoch", "default_root_dir", "enable_autolog_hparams",
-    "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run", "limit_predict_batches",
-    "limit_test_batches", "limit_train_batches", "limit_val_batches", "logger", "max_epochs", "min_epochs",
+    "accumulate_grad_batches", "barebones", "callbacks", "check_val_every_n_epoch", "default_root_dir",
+    "enable_autolog_hparams", "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run",
+    "gradient_clip_algorithm", "gradient_clip_val", "limit_predict_batches", "limit_test_batches",
+    "limit_train_batches", "limit_val_batches", "logger", "max_epochs", "max_time", "min_epochs", "min_steps",
     "model_registry", "num_sanity_val_steps", "overfit_batches", "plugins", "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler", "val_check_interval",
 })  # fmt: skip
@@ -44,9 +36,10 @@ LAB_SET = frozenset({
 _TRAINER: dict[str, Any] = {
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "devices": PositiveInt | list[NonNegativeInt] | Literal["auto"],
-    "num_nodes": PositiveInt,
+    "num_nodes": Literal[1],  # several nodes need a launcher that starts ranks on each
+    "strategy": Literal["auto", "ddp"],
+    "precision": Literal["32-true", "64-true", "bf16-mixed", "bf16-true"],  # float16 needs a gradient scaler
     "max_steps": PositiveInt,
-    "accumulate_grad_batches": PositiveInt,
     "log_every_n_steps": PositiveInt,
 }
 """What the lab allows of the Trainer where its own signature allows more."""
@@ -103,9 +96,6 @@ def check_config(cfg: DictConfig) -> None:
                 found = _shown(config[group][node][name])
                 raise Refusal(f"{group}.{node}.{name}={found} is not allowed: it is set by the lab, from {fills[name]}")
     _walk("", config, raw)
-
-
-# ---------------------------------------------------------------------------------------------------------------- keys
 
 
 def _check_top_level(raw: dict[str, Any]) -> None:
@@ -170,9 +160,6 @@ def _check_controls(controls: Any, claims: dict[str, Any]) -> None:
                 raise Refusal(f"{key}.refutes names {claim}, allowed: {', '.join(claims)}{nearest(claim, claims)}")
 
 
-# --------------------------------------------------------------------------------------------------------------- nodes
-
-
 def _walk(key: str, node: Any, raw: Any) -> None:
     """Hold every node with a `_target_` below `key` against its signature; `raw` is `node` before interpolation."""
     match node:
@@ -204,7 +191,7 @@ def _check_node(key: str, node: dict[str, Any], raw: dict[str, Any]) -> None:
         if name not in found.parameters:
             if found.open:
                 continue
-            _refuse_unknown(key, name, value, found)
+            _refuse_unknown(key, node, name, found)
         if name in positional:
             raise Refusal(f"{_join(key, name)}={_shown(value)} is also given by {key}._args_")
         _check_value(_join(key, name), value, found.parameters[name].annotation, raw.get(name))
@@ -216,12 +203,12 @@ def _check_node(key: str, node: dict[str, Any], raw: dict[str, Any]) -> None:
     _check_guards(key, given, found)
 
 
-def _refuse_unknown(key: str, name: str, value: Any, found: Signature) -> typing.NoReturn:
+def _refuse_unknown(key: str, node: dict[str, Any], name: str, found: Signature) -> typing.NoReturn:
     allowed = [n for n in found.parameters if not (key == "trainer" and n in LAB_SET)]
-    short = found.target.rpartition(".")[2]
+    short = node["_target_"].rpartition(".")[2]
     takes = f"{short} takes {', '.join(allowed)}" if allowed else f"{short} takes no parameters"
     close = nearest(_join(key, name), [_join(key, n) for n in allowed]) if nearest(name, allowed) else ""
-    raise Refusal(f"unknown key {_join(key, name)}={_shown(value)}{close}; {takes}")
+    raise Refusal(f"unknown key {_join(key, name)}={_shown(node[name])}{close}; {takes}")
 
 
 def _check_reserved(key: str, node: dict[str, Any]) -> None:
@@ -247,35 +234,13 @@ def _check_guards(key: str, given: dict[str, Any], found: Signature) -> None:
             raise Refusal(", ".join(f"{_join(key, name)}={_shown(given[name])}" for name in named) + f": {why}")
 
 
-# -------------------------------------------------------------------------------------------------------------- values
-
-
 def _check_value(key: str, value: Any, annotation: Any, raw: Any = None) -> None:
     """Refuse a plain value that its annotation does not allow; nodes are held against their own signature instead."""
-    if annotation is Any or _has_node(value) or _fits(value, annotation):
+    if annotation is Any or _has_node(value) or fits(value, annotation):
         return
     origin = f" (it is {raw})" if isinstance(raw, str) and "${" in raw else ""
-    close = nearest(value, [str(choice) for choice in _choices(annotation)]) if isinstance(value, str) else ""
+    close = nearest(value, [str(choice) for choice in choices(annotation)]) if isinstance(value, str) else ""
     raise Refusal(f"{key}={_shown(value)}{origin} is not allowed: {describe(annotation)}{close}")
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    if Opaque in (annotation, *typing.get_args(annotation)):  # nodes were let through, so this is a plain value
-        return value is None and annotation is not Opaque
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    try:  # as JSON: an integer is a number, a list is a tuple, but true is not an integer
-        _adapter(annotation).validate_json(json.dumps(value), strict=True)
-    except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
-        return False
-    return True
-
-
-@cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(annotation)
 
 
 def _has_node(value: Any) -> bool:
@@ -285,72 +250,6 @@ def _has_node(value: Any) -> bool:
         case list():
             return any(_has_node(child) for child in value)
     return False
-
-
-def _choices(annotation: Any) -> Iterator[Any]:
-    if typing.get_origin(annotation) is Literal:
-        yield from typing.get_args(annotation)
-    else:
-        for part in typing.get_args(annotation):
-            yield from _choices(part)
-
-
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    type(None): "null",
-    None: "null",
-    list: "a list",
-    tuple: "a list",
-    dict: "a mapping",
-    Any: "anything",
-    Opaque: "a node with a _target_",
-}
-
-
-def describe(annotation: Any) -> str:
-    """An annotation in words: `an integer ≥ 1 or null`."""
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return " ".join([describe(parts[0]), " and ".join(text for p in parts[1:] if (text := _constraint(p)))]).strip()
-    if origin is Literal:
-        return _choice(parts)
-    if origin in (list, tuple, dict):
-        inner = [describe(p) for p in parts if p is not ...]
-        if origin is tuple and ... not in parts:
-            return f"a list of {len(inner)} ({', '.join(inner)})"
-        return f"a {'mapping to' if origin is dict else 'list, each'} {inner[-1]}"
-    if parts:
-        others = [describe(p) for p in parts if typing.get_origin(p) is not Literal]
-        choices = [_choice(tuple(_choices(annotation)))] if len(others) < len(parts) else []
-        return " or ".join(choices + others)
-    return _NAMES.get(annotation, str(annotation))
-
-
-def _choice(choices: Sequence[Any]) -> str:
-    names = list(dict.fromkeys(str(choice) for choice in choices))
-    return ("one of " if len(names) > 1 else "") + ", ".join(names)
-
-
-def _constraint(constraint: Any) -> str:
-    match constraint:
-        case at.Ge(ge=bound):
-            return f"≥ {bound}"
-        case at.Gt(gt=bound):
-            return f"> {bound}"
-        case at.Le(le=bound):
-            return f"≤ {bound}"
-        case at.Lt(lt=bound):
-            return f"< {bound}"
-        case at.MultipleOf(multiple_of=step):
-            return f"that is a multiple of {step}"
-        case at.MinLen(min_length=length):
-            return "that is not empty" if length == 1 else f"of length ≥ {length}"
-        case at.MaxLen(max_length=length):
-            return f"of length ≤ {length}"
-    return ""
 
 
 def _described(parameter: Parameter) -> str:
@@ -366,153 +265,3 @@ def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ------------------------------------------------------------------------------------------------------------- machine
-
-
-def check_machine(cfg: DictConfig) -> None:
-    """Refuse what this machine cannot do: devices, batches over them, data files, the output folder."""
-    config = compose.plain(cfg)
-    _check_devices(config["trainer"])
-    _check_batches("data", config["data"], world_size(cfg))
-    _check_files(config["data"])
-    _check_output(config.get("run_dir"))
-
-
-def accelerator(cfg: DictConfig) -> Literal["cpu", "cuda", "mps"]:
-    """The kind of device that `trainer.accelerator` means here; `auto` is CUDA where there is such a device."""
-    chosen = cfg.trainer.get("accelerator", "auto")
-    if chosen == "auto":
-        return "cuda" if visible_gpus() else "cpu"
-    if chosen == "gpu":
-        return "mps" if sys.platform == "darwin" else "cuda"
-    return chosen
-
-
-def world_size(cfg: DictConfig) -> int:
-    """How many processes train together: devices × nodes. `auto` is one process on a CPU and every GPU otherwise."""
-    devices = cfg.trainer.get("devices", "auto")
-    if devices == "auto":
-        devices = max(1, visible_gpus()) if accelerator(cfg) == "cuda" else 1
-    here = devices if isinstance(devices, int) else len(devices)
-    return here * int(cfg.trainer.get("num_nodes", 1))
-
-
-@cache
-def visible_gpus() -> int:
-    """CUDA devices that torch would see, without importing it; 0 where torch was built without CUDA."""
-    if not _torch_has_cuda():
-        return 0
-    present = _nvml_count()
-    if present is None:
-        folder = Path("/proc/driver/nvidia/gpus")
-        present = len(list(folder.iterdir())) if folder.is_dir() else 0
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not present:
-        return present
-    count = 0
-    for device in chosen.split(","):  # as the driver reads it: up to the first that does not exist
-        device = device.strip()
-        if not device.startswith(("GPU-", "MIG-")) and not (device.isdigit() and int(device) < present):
-            break
-        count += 1
-    return count
-
-
-def _torch_has_cuda() -> bool:
-    """Whether the installed torch is a CUDA build, read from its version file."""
-    spec = importlib.util.find_spec("torch")
-    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
-    if version is None or not version.is_file():
-        return True
-    return re.search(r"^cuda\b.*=\s*'", version.read_text(), re.MULTILINE) is not None
-
-
-def _nvml_count() -> int | None:
-    """GPUs according to NVIDIA's management library, which creates no CUDA context; None without the library."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        count = ctypes.c_uint(0)
-        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-            return None
-        nvml.nvmlShutdown()
-    except (OSError, AttributeError):
-        return None
-    return count.value
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_devices(trainer: dict[str, Any]) -> None:
-    """Refuse an accelerator or a device count that does not exist here."""
-    kind, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    gpus = visible_gpus() if kind in ("auto", "gpu", "cuda") else 0
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    if (kind in ("gpu", "cuda") and not gpus and not (apple and kind == "gpu")) or (kind == "mps" and not apple):
-        raise Refusal(
-            f"trainer.accelerator={kind} is not allowed: torch can use no such device here; allowed: cpu, auto"
-        )
-    if devices == "auto":
-        return
-    most, unit = (gpus, "GPUs") if gpus else (1, "GPU") if kind in ("mps", "gpu") else (_cores(), "cores")
-    if isinstance(devices, list):
-        wrong = [index for index in devices if index >= gpus]
-        if not gpus or wrong or not devices or len(set(devices)) < len(devices):
-            allowed = (
-                f"different indices of 0..{gpus - 1}, the GPUs of this machine" if gpus else f"a number of 1..{most}"
-            )
-            raise Refusal(f"trainer.devices={_shown(devices)} is not allowed: {allowed}")
-    elif devices > most:
-        raise Refusal(f"trainer.devices={devices} is not allowed: 1..{most}, the {unit} of this machine")
-
-
-def _check_batches(key: str, node: Any, processes: int) -> None:
-    """Every global batch below `key` splits evenly over the processes."""
-    match node:
-        case dict():
-            for name, value in node.items():
-                if name == "batch_size" and isinstance(value, int) and value % processes:
-                    below, above = value // processes * processes, -(-value // processes) * processes
-                    allowed = f"{below} or {above}" if below else str(above)
-                    raise Refusal(
-                        f"{key}.{name}={value} does not divide over {processes} processes "
-                        f"(trainer.devices × trainer.num_nodes); the nearest allowed: {allowed}"
-                    )
-                _check_batches(f"{key}.{name}", value, processes)
-        case list():
-            for position, value in enumerate(node):
-                _check_batches(f"{key}[{position}]", value, processes)
-
-
-def _check_files(data: dict[str, Any]) -> None:
-    if {"source", "root"} <= data.keys():
-        from lab.data.sources import require
-
-        require(data["source"], Path(data["root"]))
-
-
-_LEAST_FREE = 50 * 2**20
-
-
-def _check_output(run_dir: str | None) -> None:
-    """Refuse unless a run directory can be made and written; leaves nothing behind."""
-    named = "run_dir" if run_dir else "run_dir=null (outputs/<experiment>/<id>)"
-    folder = Path(run_dir) if run_dir else paths.OUTPUTS
-    shown = f"{named}={run_dir}" if run_dir else named
-    existing = folder.absolute()
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise Refusal(f"{shown} is not allowed: {existing} is not a folder")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise Refusal(f"{shown} cannot be written: {existing}: {error.strerror}") from None
-    free = shutil.disk_usage(existing).free
-    if free < _LEAST_FREE:
-        raise Refusal(f"{shown} has too little room: {free / 2**20:.0f} MB free, a run needs {_LEAST_FREE // 2**20} MB")

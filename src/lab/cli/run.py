@@ -84,11 +84,11 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
 def _run(overrides: list[str]) -> int:
     frozen = _frozen(overrides)
     cfg = compose.compose(overrides) if frozen is None else frozen
-    from lab import check
+    from lab import check, machine
 
     if frozen is None:
         check.check_config(cfg)
-    check.check_machine(cfg)  # what is frozen was checked when it was frozen, perhaps on another machine
+    machine.check_machine(cfg)  # what is frozen was checked when it was frozen, perhaps on another machine
     from lab.launch import launch
 
     return launch(cfg, overrides)
