@@ -30,14 +30,14 @@ class Quantity:
     x: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        value = np.array(self.value, dtype=np.float64)  # a copy: the weights it was read from may change
+        value = np.asarray(self.value, dtype=np.float64).copy()  # the weights it was read from may change
         if not value.size:
             raise ValueError("a quantity is empty")
         error = np.broadcast_to(np.asarray(self.standard_error, dtype=np.float64), value.shape)
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "standard_error", error)
         if self.x is not None:
-            x = np.array(self.x, dtype=np.float64)
+            x = np.asarray(self.x, dtype=np.float64).copy()
             if x.shape != value.shape:
                 raise ValueError(f"a curve needs one x per value: x has shape {x.shape}, value {value.shape}")
             object.__setattr__(self, "x", x)

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, MinLen
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
-"""A number of the closed interval [0, 1]."""
-OpenFraction = Annotated[float, Gt(0), Lt(1)]
-"""A number of the open interval (0, 1)."""
 NonEmptyStr = Annotated[str, MinLen(1)]

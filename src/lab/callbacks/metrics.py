@@ -26,7 +26,7 @@ class Metrics(Callback):
             return
         chosen = [outputs["metrics"][s - batch.step] for s in steps]
         names = list(chosen[0])
-        values = torch.stack([torch.stack([metrics[name] for name in names]) for metrics in chosen]).double()
+        values = torch.stack([torch.stack([metrics[name].mean() for name in names]) for metrics in chosen]).double()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(values)
             values /= trainer.world_size

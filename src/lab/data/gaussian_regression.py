@@ -60,9 +60,10 @@ class Design:
 
     def gram_extremes(self) -> tuple[Tensor, Tensor]:
         """(λ₁, λ_min) of the sample second moments xᵀx/n_r over their non-zero modes: (R,), (R,)."""
-        x, n = self.x.double(), self.sizes[:, None].to(self.x.device)
+        x, n = self.x.cpu().double(), self.sizes[:, None]
         eigenvalues = torch.linalg.svdvals(x) ** 2 / n  # (R, min(n, d)), decreasing
-        return eigenvalues[:, 0], eigenvalues[:, -1]
+        last = n.clamp(max=self.d) - 1  # fewer rows than dimensions: as many modes as rows
+        return eigenvalues[:, 0], eigenvalues.gather(1, last).squeeze(1)
 
 
 class GaussianRegression(InMemoryData):
@@ -90,7 +91,7 @@ class GaussianRegression(InMemoryData):
             share = self.orders[name].share(self.rank, self.world_size)
             order = self.orders[name]
             rows = design.sizes if order.full else torch.full_like(design.sizes, order.batch_size)
-            weight = (self.world_size / rows).to(device, design.x.dtype)
+            weight = (self.world_size / rows.double()).to(device, design.x.dtype)
             self.shares[name] = (design.x[:, share].contiguous(), design.y[:, share].contiguous(), weight)
 
     def block(self, start: int, stop: int) -> Block:

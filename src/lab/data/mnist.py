@@ -51,18 +51,27 @@ class MNIST(CentredImages):
             ) from error
 
     def images(self) -> Tensor:
-        from torchvision.datasets.mnist import read_image_file
-
         plain = self.root / SOURCES[self.source].folder / TRAIN_IMAGES
         path = plain if plain.exists() else plain.with_name(f"{plain.name}.gz")
         try:
-            if path is plain:
-                return read_image_file(str(plain)) / 255
-            with gzip.open(path) as packed, tempfile.NamedTemporaryFile() as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-                unpacked.flush()
-                return read_image_file(unpacked.name) / 255
-        except (OSError, EOFError, zlib.error, ValueError, TypeError, AssertionError, RuntimeError) as error:
+            pixels = _read(path)
+        except (OSError, EOFError, zlib.error, ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
             raise Refusal(
                 f"{path} is not a whole IDX image file ({error}); delete it to have it downloaded again"
             ) from error
+        if pixels.shape[1:] != (28, 28):
+            size = "×".join(map(str, pixels.shape[1:]))
+            raise Refusal(f"{path} holds images of {size} pixels; {SOURCES[self.source].title} has 28×28")
+        return pixels / 255
+
+
+def _read(path: Path) -> Tensor:
+    """Images of an IDX file, plain or gzipped, as torchvision reads them: (n, height, width), 0 … 255."""
+    from torchvision.datasets.mnist import read_image_file
+
+    if path.suffix != ".gz":
+        return read_image_file(str(path))
+    with gzip.open(path) as packed, tempfile.NamedTemporaryFile() as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+        unpacked.flush()
+        return read_image_file(unpacked.name)

@@ -61,13 +61,13 @@ class LeastSquares(SteppedModule):
         self._previous = self._recorded_weights().clone()  # a checkpoint has been restored by now
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        total, logged = torch.zeros((), device=self.device), {}
+        weighted, logged = [], {}
         for name, (x, y, weight) in batch.items():
             residual = self.nets[name](x) - y  # (R, b)
             loss = weight * residual.square().sum(1) / 2  # (R,)
-            total = total + (self.step_sizes[name] * loss).sum()
-            logged[f"loss/{name}"] = loss.detach().mean()
-        return total, logged
+            weighted.append(torch.dot(self.step_sizes[name], loss))
+            logged[f"loss/{name}"] = loss.detach()
+        return sum(weighted[1:], weighted[0]), logged
 
     def after_step(self, step: int) -> None:
         if self.step_norms.shape[1]:

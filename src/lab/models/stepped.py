@@ -17,8 +17,11 @@ from lab.data.blocks import Block
 class SteppedModule(LightningModule):
     """Takes one optimiser step per batch of the block, so that the cost of Lightning's loop is paid once a block.
 
-    A subclass states its loss in `objective`. Lightning synchronises gradients in every `manual_backward`, so under
-    DDP each of the block's steps averages over ranks as usual.
+    A subclass states its loss in `objective`. Within a block nothing stands between PyTorch and the step: Lightning's
+    `manual_backward` and optimiser wrapper would call the backward and step hooks of every callback each time, which
+    costs as much as a tiny step itself. What they do beside that is done here: the strategy readies DDP's reducer
+    before each backward, so every step averages gradients over ranks, and each step counts in `trainer.global_step`.
+    Callbacks see whole blocks. There is no gradient scaler; `lab.check` refuses the precisions that need one.
 
     Args:
         optimizer: parameters → optimiser.
@@ -36,21 +39,29 @@ class SteppedModule(LightningModule):
 
     @abstractmethod
     def objective(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(what is minimised, what is logged) on this rank's slice; their means over ranks are the global batch's
-        values."""
+        """(what is minimised, what is logged) on this rank's slice; their means over ranks are the global batch's.
+
+        Of a logged tensor with several elements the mean is logged.
+        """
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser step number `step` (counted from 0)."""
 
     def training_step(self, block: Block, batch_idx: int) -> dict[str, Any]:
-        optimizer: Any = self.optimizers()
+        """Train on the block; returns what `objective` gave to be logged, one entry a step."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
+        ready = self.trainer.strategy.pre_backward
+        counted = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         logged = []
         for step, batch in enumerate(block.batches, block.step):
             loss, metrics = self.objective(batch)
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            ready(loss)
+            loss.backward()
+            counted.increment_ready()
             optimizer.step()
+            counted.increment_completed()
             if scheduler is not None:
                 scheduler.step()
             self.after_step(step)
@@ -58,6 +69,7 @@ class SteppedModule(LightningModule):
         return {"metrics": logged}
 
     def configure_optimizers(self) -> Any:
+        """The optimiser over all parameters, with its schedule where there is one."""
         optimizer = self._make_optimizer(self.parameters())
         if self._make_scheduler is None:
             return optimizer

@@ -10,8 +10,10 @@ from torch import Tensor
 
 
 def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(λ, U): the eigenvalues in decreasing order and the eigenvectors of C = XᵀX/n. x: (n, d) → (d,), (d, d)
-    columns."""
+    """(λ, U): the eigenvalues in decreasing order and the eigenvectors of C = XᵀX/n. x: (n, d) → (d,), (d, d) columns.
+
+    (Bishop, PRML, §12.1.1.)
+    """
     eigenvalues, vectors = torch.linalg.eigh(x.mT @ x / len(x))
     return eigenvalues.flip(-1), vectors.flip(-1)
 
@@ -25,6 +27,9 @@ def best_reconstruction_error(eigenvalues: Tensor, k: int) -> Tensor:
 
 
 def projector(vectors: Tensor, k: int) -> Tensor:
-    """P_k = U_k U_kᵀ, the orthogonal projector on the top-k eigenspace. (d, d) → (d, d)."""
+    """P_k = U_k U_kᵀ, the orthogonal projector on the top-k eigenspace. (d, d) → (d, d).
+
+    (Strang, Introduction to Linear Algebra, ch. 4: projections.)
+    """
     top = vectors[:, :k]
     return top @ top.mT
