@@ -9,20 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
-from lab.check import world_size
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal
+from lab.machine import world_size
 from lab.paths import OUTPUTS
 from lab.rundir import RunDir
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 PATIENCE = 30.0
 """Seconds that the other ranks have once one has saved and stopped."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -45,9 +48,10 @@ def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: boo
             os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # read when torch is loaded
             ranks = world_size(cfg)
             if ranks == 1 and not fresh_process:
-                from lab.run import execute
+                with on_stop(leave):
+                    from lab.run import execute
 
-                return execute(run, checkpoint)
+                    return execute(run, checkpoint)
             return _execute_ranks(run, checkpoint, ranks, lock)
 
 
@@ -91,6 +95,35 @@ def _checkpoint(run: RunDir, continued: bool) -> Path | None:
     return checkpoint
 
 
+@contextlib.contextmanager
+def on_stop(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Hand SIGINT and SIGTERM to `handler`; outside the main thread, whose owner handles them, nothing changes."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.signal(signum, handler) for signum in STOPS} if main else {}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
+def leave(signum: int, _frame: FrameType | None) -> None:
+    """What SIGINT and SIGTERM do while there is nothing to save: end the process at once and without a traceback."""
+    line = f"{signal.Signals(signum).name}: stopped; the same command goes on from the last checkpoint\n"
+    os.write(2, line.encode())  # print may have been interrupted by this very signal
+    os._exit(128 + signum)
+
+
+@contextlib.contextmanager
+def _stops_held_back() -> Iterator[None]:
+    """Processes started within take SIGINT and SIGTERM only once they ask for them, when they can say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent(alive: int) -> None:
     """Kill this process when the other end of the pipe `alive` is gone, however its owner ended."""
     os.read(alive, 1)  # nothing is ever written
@@ -117,23 +150,24 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
             if process.poll() is None:
                 process.send_signal(signum)
 
-    handlers = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
     try:
-        for rank in range(ranks):
-            with contextlib.ExitStack() as files:
-                log = None if rank == 0 else files.enter_context((run.path / f"rank{rank}.log").open("ab"))
-                processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment | {"LOCAL_RANK": str(rank)},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        pass_fds=(alive_read, lock),
-                        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks once, through `forward`
-                    )
-                )
-        return _wait(processes, run)
+        with on_stop(forward):
+            with _stops_held_back():
+                for rank in range(ranks):
+                    with contextlib.ExitStack() as files:
+                        log = None if rank == 0 else files.enter_context((run.path / f"rank{rank}.log").open("ab"))
+                        processes.append(
+                            subprocess.Popen(
+                                command,
+                                env=environment | {"LOCAL_RANK": str(rank)},
+                                stdin=subprocess.DEVNULL,
+                                stdout=log,
+                                stderr=log,
+                                pass_fds=(alive_read, lock),
+                                start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `forward` alone
+                            )
+                        )
+            return _wait(processes, run)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -141,8 +175,6 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
             process.wait()
         os.close(alive_read)
         os.close(alive_write)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], run: RunDir) -> int:
@@ -172,9 +204,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

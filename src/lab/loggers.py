@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
-import netrc
 import os
+import queue
 import socket
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers.logger import Logger
 
-from lab.rundir import write_atomically
+from lab.rundir import RunDir, write_atomically
 from lab.types import Positive
 
 log = logging.getLogger("lab")
+
+STEP = "trainer/global_step"
+"""What wandb's curves are plotted over."""
+BACKLOG = 100_000
+"""Rows that may wait for wandb (some 50 MB); it takes about 5000 a second."""
+LOGIN_TIMEOUT = 10
+"""Seconds in which wandb's server must say that it accepts the key."""
 
 
 class MetricsFile(Logger):
@@ -61,10 +69,8 @@ class MetricsFile(Logger):
         self.save()
 
     def _keep_before(self, step: int) -> None:
-        with self.path.open(newline="") as file:
-            rows = list(csv.reader(file))
-        header = rows[0] if rows else []
-        whole = [row for row in rows[1:] if len(row) == len(header) and int(row[0]) < step]
+        header, *rows = list(csv.reader(io.StringIO(self.path.read_text(), newline=""))) or [[]]
+        whole = [row for row in rows if len(row) == len(header) and int(row[0]) < step]
         self._columns = header[1:] if whole else []
         text = io.StringIO(newline="")
         csv.writer(text).writerows([header, *whole] if whole else [])
@@ -76,13 +82,17 @@ class Wandb(Logger):
 
     Every call to wandb runs on one background thread, in order: training waits neither for its start-up nor for a
     server that does not answer, and survives the death of its service. Online when a key is configured and the server
-    is reached, offline otherwise; `WANDB_MODE` decides when it is set. Curves are plotted over `trainer/global_step`.
+    accepts it, offline otherwise; `WANDB_MODE` decides where it says offline or disabled. Nothing is ever asked.
+
+    A row's step in wandb is the optimiser's. A resumed run first logs again what metrics.csv holds, so its curves are
+    whole; the rows fall on the equal ones that are there.
 
     Args:
         id: of the run; stable, so that a resumed run continues.
-        save_dir: where wandb keeps its files.
+        save_dir: where wandb keeps its files, in a folder `wandb`.
         project, entity, group, name, notes, tags: as in `wandb.init`.
-        patience: seconds to wait at the end for what is not yet uploaded; it stays on disk for `wandb sync`.
+        patience: seconds to wait for the server to take the run, and at the end for what is not yet uploaded; it stays
+            on disk for `wandb sync`. The end of a run waits for wandb a quarter of a minute longer at most.
     """
 
     def __init__(
@@ -110,9 +120,17 @@ class Wandb(Logger):
             "tags": tags,
         }
         self._run: Any = None
+        self._files: Path | None = None
         self._dead = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wandb")
-        self._submit(self._start)
+        self._left_out = 0
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._done, self._progress = threading.Event(), 0
+        metrics = RunDir(Path(save_dir)).metrics
+        earlier = metrics.read_text() if metrics.exists() else ""
+        self._calls.put(self._start)
+        self._calls.put(lambda: self._repeat(earlier))
+        # a daemon: a call that never comes back must not keep the process from ending
+        threading.Thread(target=self._work, name="wandb", daemon=True).start()
 
     @property
     def name(self) -> str:
@@ -124,10 +142,15 @@ class Wandb(Logger):
         return run_id
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self._submit(lambda: self._run.config.update(dict(params), allow_val_change=True))
+        self._calls.put(lambda: self._run.config.update(dict(params), allow_val_change=True))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._submit(lambda: self._run.log({**metrics, "trainer/global_step": step}))
+        if self._dead:
+            return
+        if self._calls.qsize() >= BACKLOG:
+            self._left_out += 1
+            return
+        self._calls.put(lambda: self._run.log({**metrics, STEP: step}, step=step))
 
     def log_verdict(self, summary: Mapping[str, Any], figure: Path, step: int) -> None:
         """`claim/<name>/…` into the summary and the figure as an image."""
@@ -135,77 +158,164 @@ class Wandb(Logger):
         def write() -> None:
             import wandb
 
-            self._run.log({"figure": wandb.Image(str(figure)), "trainer/global_step": step})
+            self._run.log({"figure": wandb.Image(str(figure)), STEP: step}, step=step)
             self._run.summary.update(dict(summary))
 
-        self._submit(write)
+        self._calls.put(write)
+
+    def finalize(self, status: str) -> None:
+        """A run that crashed ends here; one that trained to its end has its verdict still to log."""
+        if status == "failed":
+            self.finish(exit_code=1)
 
     def finish(self, exit_code: int) -> None:
-        """End the wandb run; waits a little longer than `patience` for it at most."""
-        try:
-            self._submit(lambda: self._run.finish(exit_code=exit_code)).result(timeout=self.patience + 5)
-        except NotYet:
-            self._dead = True
-            log.warning(
-                "wandb did not finish in %.0f s; sync it later with: wandb sync %s/*run-*", self.patience, self.folder
-            )
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the wandb run. Waits for what is queued, but for no single call much longer than `patience`."""
+        if self._done.is_set():
+            return
+        self._calls.put(lambda: self._finish(exit_code))
+        self._calls.put(None)
+        longest_call = self.patience + 15
+        before = self._progress
+        while not self._done.wait(longest_call):
+            if self._progress == before:
+                self._give_up(f"no answer in {longest_call:.0f} s")
+                # takes wandb's own exit handler, which would wait without end, out of the way
+                threading.Thread(target=_teardown, daemon=True).start()
+                self._done.wait(1)
+                break
+            before = self._progress
+        self._done.set()
+        if self._left_out:
+            log.warning("wandb could not keep up: %d rows are in metrics.csv alone", self._left_out)
 
-    def _submit(self, call: Callable[[], Any]) -> Future[None]:
-        def guarded() -> None:
-            if self._dead:
-                return
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
             try:
-                call()
+                if not self._dead:
+                    call()
             except Exception as error:  # whatever goes wrong in wandb, training goes on
-                self._dead = True
-                log.warning("wandb stopped (%s); training goes on, metrics.csv has everything", _one_line(error))
+                self._give_up(_one_line(error))
+            self._progress += 1
+        _teardown()
+        self._done.set()
 
-        return self._thread.submit(guarded)
+    def _give_up(self, why: str) -> None:
+        if self._dead:
+            return
+        self._dead = True
+        rest = f"; what wandb has goes up with: wandb sync --include-online {self._files}" if self._files else ""
+        log.warning("wandb stopped (%s); metrics.csv has everything%s", why, rest)
 
     def _start(self) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry, whose failures it prints
+        logging.raiseExceptions = False  # on a full disk each line of wandb's debug log would be a traceback
         import wandb
 
-        mode: Any
-        mode, why = _mode(wandb)
-        settings = wandb.Settings(init_timeout=30.0, finish_timeout=self.patience, console="off", silent=True)
+        # The transaction log is written out every second: a SIGKILL loses the last second only.
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=self.patience,
+            finish_timeout=self.patience,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,
+        )
+        mode, why = _mode(wandb, settings)
         try:
-            self._run = wandb.init(**self._about, mode=mode, resume="allow", settings=settings)
+            self._run = wandb.init(**self._about | {"mode": mode}, resume="allow", settings=settings)
         except wandb.Error as error:
             if mode != "online":
                 raise
-            mode, why = "offline", f"the server did not take the run ({_one_line(error)})"
             wandb.teardown()
-            self._run = wandb.init(**self._about, mode=mode, settings=settings)
-        self._run.define_metric("trainer/global_step")
-        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        if mode == "online":
-            log.info("wandb: online, %s", self._run.url)
-        elif mode == "offline":
-            log.info("wandb: offline, %s; sync later with: wandb sync %s", why, Path(self._run.dir).parent)
+            mode, why = "offline", f"the server did not take the run ({_one_line(error)})"
+            with _terminal_not_inherited():
+                wandb.setup(settings)
+            self._run = wandb.init(**self._about | {"mode": mode}, settings=settings)
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP, step_sync=True)
+        if mode == "disabled":
+            log.info("wandb: disabled, %s", why)
+            return
+        self._files = files = Path(self._run.dir).parent
+        if not files.resolve().is_relative_to(self.folder.resolve()):
+            log.warning("wandb: %s cannot be written, its files are in %s", self.folder, files)
+        if mode == "offline":
+            log.info("wandb: offline, %s; sync later with: wandb sync %s", why, files)
+        else:
+            log.info("wandb: %s, %s", mode, self._run.url)
+
+    def _repeat(self, earlier: str) -> None:
+        """Log again what metrics.csv holds at a resume: what the killed start had not yet written is in wandb too."""
+        for row in csv.DictReader(io.StringIO(earlier, newline="")):
+            step = int(row.pop("step"))
+            self._run.log({name: float(value) for name, value in row.items()} | {STEP: step}, step=step)
+            self._progress += 1
+
+    def _finish(self, exit_code: int) -> None:
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            self._give_up(f"not everything was uploaded in {self.patience:.0f} s")
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
-def _mode(wandb: Any) -> tuple[Any, str]:
-    """(mode, why): online needs a key and a server that takes connections."""
-    if chosen := os.environ.get("WANDB_MODE"):
-        return chosen, f"WANDB_MODE={chosen}"
-    url = str(wandb.setup().settings.base_url)
-    host = urlsplit(url)
-    if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _in_netrc(host.netloc)):
-        return "offline", "no key is configured (wandb login sets one)"
+def _mode(wandb: Any, settings: Any) -> tuple[str, str]:
+    """(mode, why): online needs a key and a server that accepts it. Starts wandb's service."""
+    with _terminal_not_inherited():
+        found = wandb.setup(settings).settings
+    mode = {"dryrun": "offline", "run": "online"}.get(found.mode, found.mode)
+    if mode != "online":
+        return mode, "as WANDB_MODE or wandb's settings file says"
     try:
-        socket.create_connection((host.hostname or "", host.port or (443 if host.scheme == "https" else 80)), 3).close()
+        if not wandb.login(verify=False, prompt=False):
+            return "offline", "no key is configured (wandb login sets one)"
+        _connect(str(found.base_url))
+        wandb.Api(timeout=LOGIN_TIMEOUT)
     except OSError as error:
-        return "offline", f"{url} cannot be reached ({error})"
+        return "offline", f"{found.base_url} cannot be reached ({error})"
+    except wandb.Error as error:
+        return "offline", f"{found.base_url} does not answer or refuses the key ({_one_line(error)})"
     return "online", ""
 
 
-def _in_netrc(host: str) -> bool:
+def _connect(url: str) -> None:
+    """Raise OSError at once where nothing listens; wandb would try again for as long as it may."""
+    if not urllib.request.getproxies():
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=3).close()
+
+
+def _teardown() -> None:
+    """End wandb's service, if it was started; raises nothing, not even the SystemExit of a service that died."""
+    with contextlib.suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown()
+
+
+@contextlib.contextmanager
+def _terminal_not_inherited() -> Iterator[None]:
+    """Processes started meanwhile do not get this one's standard output and error.
+
+    wandb's service would write its last words there, and keep a pipe open that the reader waits for when the run was
+    killed.
+    """
+    inherited = [fd for fd in (1, 2) if _is_inheritable(fd)]
+    for fd in inherited:
+        os.set_inheritable(fd, False)
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+        yield
+    finally:
+        for fd in inherited:
+            os.set_inheritable(fd, True)
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
         return False
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

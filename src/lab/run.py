@@ -28,7 +28,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
 from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
-from lab.errors import HOLDS, REFUTED  # noqa: E402
+from lab.errors import HOLDS, REFUTED, Refusal  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.provenance import provenance  # noqa: E402
@@ -48,9 +48,10 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     cfg = OmegaConf.load(run.config)
     assert isinstance(cfg, DictConfig)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    with _interruptible_before_training(), _logging_to(run.log, rank):
+    with _logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
+        _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
         if rank == 0:
             log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, accelerator(cfg), run.path)
         pl.seed_everything(cfg.seed, verbose=False)
@@ -92,9 +93,18 @@ def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, ranks: int, 
     return trainer
 
 
+def _require_ranks(asked: int, **up: int) -> None:
+    """Refuse unless as many ranks came up as were asked for: each would see part of the data, or all of it twice."""
+    if wrong := {where: count for where, count in up.items() if count != asked}:
+        counts = ", ".join(f"{where}: {count}" for where, count in wrong.items())
+        raise Refusal(
+            f"trainer.devices asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
+            f"number came up ({counts}); start the run once, as `lab ...`: it starts its own ranks"
+        )
+
+
 class _WorldSizeGuard(pl.Callback):
-    """Refuses to train when the ranks that came up are not the ranks that were asked for: each would see part of the
-    data."""
+    """Holds that the trainer and the process group count the ranks that were asked for."""
 
     def __init__(self, asked: int) -> None:
         self.asked = asked
@@ -102,11 +112,7 @@ class _WorldSizeGuard(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         up = torch.distributed.get_world_size() if distributed else 1
-        if not self.asked == trainer.world_size == up:
-            raise RuntimeError(
-                f"{self.asked} ranks were asked for, the trainer counts {trainer.world_size} and the process group "
-                f"{up}: training would silently use part of the data"
-            )
+        _require_ranks(self.asked, trainer=trainer.world_size, process_group=up)
 
 
 def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:
@@ -182,28 +188,6 @@ def _filterable(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key.split(".")[0] not in ("controls", "run_dir")}
 
 
-@contextmanager
-def _interruptible_before_training() -> Iterator[None]:
-    """While there is nothing to save, SIGTERM and Ctrl-C end the process at once and without a traceback."""
-
-    def leave(signum: int, _frame: object) -> None:
-        print(
-            f"\n{signal.Signals(signum).name}: stopped; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        os._exit(128 + signum)
-
-    try:
-        handlers = {s: signal.signal(s, leave) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        handlers = {}
-    try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-
-
 class _AboveTheBar(logging.Handler):
     """Lines on standard error that do not tear the progress bar."""
 
@@ -211,10 +195,17 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _RunLog(logging.FileHandler):
+    """A full disk is said by whom it stops, in one line, not in a traceback for every line that finds no room."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def _logging_to(path: Path, rank: int) -> Iterator[None]:
     """The lab's lines to the terminal and run.log; Lightning's and warnings to run.log alone."""
-    file = logging.FileHandler(path if rank == 0 else os.devnull)
+    file = _RunLog(path if rank == 0 else os.devnull)
     file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [
         logging.getLogger(name) for name in ("lab", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
@@ -228,6 +219,10 @@ def _logging_to(path: Path, rank: int) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         yield
+    except Refusal as refusal:
+        log.handlers[:] = [file]
+        log.error("refused: %s", refusal)
+        raise
     except Exception:
         log.handlers[:] = [file]
         log.exception("the run crashed")

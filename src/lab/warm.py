@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from omegaconf import DictConfig
 
@@ -39,7 +38,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, int]]:
         import lab.run  # noqa: F401 - paid here once, not in every fork
     waiting, running = list(reversed(jobs)), dict[int, Job]()
     alive_read, alive_write = os.pipe()
-    handlers = {signum: signal.signal(signum, _forward_to(running)) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt too
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -53,19 +52,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, int]]:
         for pid in running:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        signal.signal(signal.SIGTERM, before)
         os.close(alive_read)
         os.close(alive_write)
-
-
-def _forward_to(running: dict[int, Job]) -> signal.Handlers:
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        for pid in running:
-            os.kill(pid, signal.SIGTERM)
-        raise KeyboardInterrupt
-
-    return stop  # type: ignore[return-value]
 
 
 def _fork(job: Job, *, fresh_process: bool, pipe: tuple[int, int]) -> int:

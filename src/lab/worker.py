@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
 from lab.errors import REFUSED, Refusal
-from lab.launch import end_with_parent, refuse_full_disk
+from lab.launch import STOPS, end_with_parent, leave, on_stop, refuse_full_disk
 from lab.rundir import RunDir
 
 
@@ -19,7 +20,8 @@ def main() -> None:
         os.set_inheritable(fd, False)
     threading.Thread(target=end_with_parent, args=(alive,), daemon=True).start()
     try:
-        with refuse_full_disk(Path(run_dir)):
+        with on_stop(leave), refuse_full_disk(Path(run_dir)):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             from lab.run import execute
 
             code = execute(RunDir(Path(run_dir)), Path(checkpoint) if checkpoint else None)

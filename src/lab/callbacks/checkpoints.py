@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import signal
 import time
 from collections.abc import Mapping
@@ -14,29 +14,19 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lab.rundir import sealed, write_atomically
 from lab.types import NonNegativeInt, Positive, PositiveInt
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final name, flushes to the disk, renames: a checkpoint is there whole or not at all.
-
-    torch's format is a zip archive with a CRC-32 per record, which `RunDir.newest_checkpoint` verifies before one is
-    used.
-    """
+    """Writes a checkpoint whole or not at all, sealed with a digest by which damage is found before one is used."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        archive = io.BytesIO()  # torch hides why a write failed, so it writes where none can
+        torch.save(checkpoint, archive)
+        write_atomically(path, sealed(archive.getvalue()))
 
 
 class Checkpoints(Callback):
@@ -67,10 +57,12 @@ class Checkpoints(Callback):
         self._handlers: Mapping[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # after Lightning has set its own SIGTERM handler, which runs a collective and saves nothing
         self._handlers = {s: signal.signal(s, self._flag) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # in place of what Lightning has set since: a SIGTERM handler that runs a collective and ends training unsaved
+        for signum in self._handlers:
+            signal.signal(signum, self._flag)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -88,10 +80,13 @@ class Checkpoints(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
+        if self._signal and self.stopped_by is None:  # it came after the last block
+            signal.raise_signal(self._signal)
 
     def _flag(self, signum: int, frame: FrameType | None) -> None:
-        if self._signal == signal.SIGINT == signum:
-            raise KeyboardInterrupt  # asked twice: now
+        if self._signal == signal.SIGINT == signum:  # asked twice: now
+            signal.signal(signum, self._handlers[signum])
+            signal.raise_signal(signum)
         self._signal = signum
 
     def _is_due(self, step: int) -> bool:
