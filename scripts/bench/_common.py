@@ -1,0 +1,106 @@
+"""What the benchmarks share: interleaved repeats, how busy the machine was, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def pin_threads(threads: int) -> None:
+    """Fix the thread count of every BLAS loaded after this call, here and in child processes."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def arguments(doc: str, repeats: int, **flags: str) -> argparse.Namespace:
+    """--quick, --repeats, --threads, --json and the named boolean flags; pins the threads."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, numbers mean nothing")
+    parser.add_argument("--repeats", type=int, help=f"paired repeats ({repeats})")
+    parser.add_argument("--threads", type=int, default=1, help="BLAS and OpenMP threads of everyone (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    for flag, text in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    chosen = parser.parse_args()
+    chosen.repeats = chosen.repeats or (2 if chosen.quick else repeats)
+    pin_threads(chosen.threads)
+    return chosen
+
+
+def interleaved(works: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each work per repeat. All works run in every repeat, each time starting with another one."""
+    names = list(works)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(works[name]())
+    return seconds
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """Ratio within each repeat: what disturbs the machine for longer than a repeat cancels."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 2, scale: float = 1) -> str:
+    """`median [min..max]`."""
+    low, middle, high = (f"{scale * v:.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} [{low}..{high}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table with aligned columns."""
+    cells = [list(head), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+class BusyMeter:
+    """Whose the processor time was between start and now: ours or others' (Linux; elsewhere the load alone)."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def __str__(self) -> str:
+        load = "load average " + " ".join(f"{x:.1f}" for x in os.getloadavg())
+        cores = os.cpu_count()
+        if self._before is None or (now := self._read()) is None:
+            return f"{cores} cores, {load}"
+        total, idle, mine = (b - a for a, b in zip(self._before, now, strict=True))
+        ours = mine / total
+        others = max(0.0, 1 - idle / total - ours)
+        return f"{cores} cores: {ours:.0%} used by this benchmark, {others:.0%} by others; {load}"
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """Processor seconds: (all, idle, this process and its ended children)."""
+        try:
+            fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except OSError:
+            return None
+        tick = os.sysconf("SC_CLK_TCK")
+        return sum(fields) / tick, (fields[3] + fields[4]) / tick, sum(os.times()[:4])
+
+
+def report(options: argparse.Namespace, busy: BusyMeter, started: float, samples: Mapping[str, Any]) -> None:
+    """Print where and how the numbers came about; write the samples where --json says."""
+    about = {
+        "machine": f"{platform.machine()}, {busy}",
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    print(f"\nMeasured on {about['machine']}; {options.threads} thread(s), {options.repeats} paired repeats, ", end="")
+    print(f"{about['seconds']} s in all." + (" QUICK: the numbers mean nothing." if options.quick else ""))
+    if options.json:
+        options.json.write_text(json.dumps({**about, "samples": samples}, indent=1) + "\n")

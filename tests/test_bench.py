@@ -1,0 +1,112 @@
+"""The benchmarks' pieces compute the same thing; how fast they are is not a test's business."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BENCH = Path(__file__).parent.parent / "scripts" / "bench"
+
+
+@pytest.fixture(autouse=True)
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    threads, level = torch.get_num_threads(), logging.getLogger("lightning.pytorch").level
+    torch.set_num_threads(1)  # two threads on busy cores wait for each other
+    yield
+    torch.set_num_threads(threads)
+    logging.getLogger("lightning.pytorch").setLevel(level)
+    for name in ("_common", "loop", "solvers", "startup"):
+        sys.modules.pop(name, None)
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+WORKS = (
+    "linear regression, d=10, batch 64",
+    "PCA autoencoder, digits, batch 64",
+    "PCA autoencoder, digits, full batch",
+)
+PARTS = ("objective", "trainer", "metrics.csv", "default", "direct", "optimizer", "wrapped")
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_every_rung_ends_with_the_bare_loops_weights(work: str) -> None:
+    loop = module("loop")
+    cfg = loop.frozen([*loop.WORKS[work][0], "logger=none"], steps=70, block_size=50)
+    expected = loop.bare(cfg).weights
+    before = [parameter.detach() for parameter in loop.instantiated(cfg)[1].parameters()]
+    assert not any(map(torch.equal, before, expected))
+    for part in PARTS:
+        assert all(map(torch.equal, expected, loop.runner(part)(cfg).weights)), part
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 200])
+def test_the_block_size_changes_no_weight(block_size: int) -> None:
+    loop = module("loop")
+    overrides = [*loop.LINEAR, "data.designs.tall.replicates=3", "logger=none"]
+    expected = loop.bare(loop.frozen(overrides, 30, 50)).weights
+    assert all(map(torch.equal, expected, loop.lab(loop.frozen(overrides, 30, block_size)).weights))
+
+
+def test_interleaved_runs_every_work_in_every_repeat() -> None:
+    common, calls = module("_common"), list[str]()
+
+    def work(name: str) -> Any:
+        return lambda: calls.append(name) or float(len(calls))
+
+    seconds = common.interleaved({name: work(name) for name in "abc"}, 3)
+    assert calls == list("abcbcacab")
+    assert seconds == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
+    assert common.ratios([2.0, 9.0], [1.0, 3.0]) == [2, 3]
+    assert common.spread([3.0, 1.0, 2.0], 1) == "2.0 [1.0..3.0]"
+
+
+@pytest.mark.parametrize("how", ["plain", "heavy ball", "nesterov"])
+def test_least_squares_stops_just_below_the_target(tmp_path: Path, how: str) -> None:
+    solvers = module("solvers")
+    (tmp_path / "size.json").write_text("500")
+    problem = solvers.lab_least_squares(tmp_path, how)
+    train, (steps,), _ = problem.methods[""]
+    assert problem.quality(train(steps)) <= solvers.EXCESS
+    assert problem.quality(train(steps - 10)) > solvers.EXCESS
+    peers = solvers.sklearn_least_squares(tmp_path)
+    assert peers.quality(peers.methods["scikit-learn Ridge cholesky"][0](0)) < 1e-12
+
+
+def test_excess_is_the_relative_difference_of_risks() -> None:
+    random = np.random.default_rng(0)
+    x, y, w = random.standard_normal((50, 4)), random.standard_normal(50), random.standard_normal(4)
+    solution = np.linalg.lstsq(x, y)[0]
+    risk = [((x @ v - y) ** 2).mean() for v in (w, solution)]
+    assert module("solvers").least_squares(x, y, solution)(w) == pytest.approx(risk[0] / risk[1] - 1, rel=1e-12)
+
+
+def test_the_angle_is_the_one_a_rotation_makes() -> None:
+    solvers, random = module("solvers"), np.random.default_rng(0)
+    x = random.standard_normal((500, 20)) * 2.0 ** -np.arange(20)
+    top = np.linalg.svd(x, full_matrices=False)[2].T
+    tilted = top[:, : solvers.K].copy()
+    tilted[:, 0] = np.cos(0.3) * top[:, 0] + np.sin(0.3) * top[:, solvers.K]
+    assert solvers.principal_angle(x)(tilted) == pytest.approx(0.3, abs=1e-9)
+
+
+@pytest.mark.integration
+def test_the_stages_of_a_start_come_in_order(tmp_path: Path) -> None:
+    startup = module("startup")
+    times = list(startup.first_step(["logger=none"], tmp_path).values())
+    assert len(times) == len(startup.STAGES)
+    assert times == sorted(times)
+    assert times[0] > 0

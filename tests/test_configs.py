@@ -1,0 +1,90 @@
+"""Every experiment, as it is and under each of its controls, composes, passes the check, and binds to real objects."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lab.check import check
+from lab.claim import Claim
+from lab.compose import compose, experiments, source
+from lab.data.sources import SOURCES
+
+CASES = [(name, control) for name in experiments() for control in (None, *source(name)["controls"])]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with files of every data set that is not shipped: the format of the real ones, random pixels."""
+    root = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (6000, 28, 28), dtype=np.uint8)
+    for known in SOURCES.values():
+        for name in known.files:
+            path = root / known.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = pixels if "images" in name else pixels[:, 0, 0]
+            path.write_bytes(
+                struct.pack(f">4B{content.ndim}I", 0, 0, 8, content.ndim, *content.shape) + content.tobytes()
+            )
+    return root
+
+
+def composed(name: str, control: str | None, data_root: Path) -> DictConfig:
+    overrides = [f"experiment={name}", "seed=3", f"data_root={data_root}", f"run_dir={data_root / 'run'}"]
+    if control is not None:
+        overrides += [f"control={control}", *source(name)["controls"][control]["overrides"]]
+    return compose([*overrides, "trainer.accelerator=cpu"])
+
+
+def test_every_experiment_is_here() -> None:
+    assert {name for name, control in CASES if control is None} == set(experiments())
+    assert all(any(control for experiment, control in CASES if experiment == name) for name in experiments())
+
+
+@pytest.mark.parametrize(("name", "control"), CASES)
+def test_a_config_composes_checks_and_binds(name: str, control: str | None, data_root: Path) -> None:
+    cfg = composed(name, control, data_root)
+    check(cfg)
+    assert not list(data_root.glob("run*"))
+    torch.set_num_threads(cfg.threads)
+
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert trainer.max_steps == cfg.trainer.max_steps
+    for node in cfg.callbacks.values():
+        instantiate(node)
+
+    data = instantiate(cfg.data)
+    data.trainer = trainer
+    data.prepare_data()
+    data.setup("fit")
+    with trainer.init_module():
+        model = instantiate(cfg.model)
+    model.trainer = SimpleNamespace(datamodule=data)
+    model.setup("fit")
+    assert model.configure_optimizers()
+
+    block = data.block(0, 2)
+    assert len(block) == 2
+    loss, logged = model.objective(next(iter(block.batches)))
+    assert torch.isfinite(loss)
+    assert logged
+    loss.backward()
+    trained = {key: p.grad is not None and bool(p.grad.any()) for key, p in model.named_parameters()}
+    assert all(trained.values()), f"no gradient reaches {[key for key, reached in trained.items() if not reached]}"
+
+    for key, node in cfg.claims.items():
+        claim = instantiate(node)
+        assert isinstance(claim, Claim)
+        if control is not None:  # what theory says of the data was asked for without it
+            continue
+        predicted = claim.predict(data)
+        assert np.isfinite(predicted.value).all(), key
+        if predicted.x is not None:
+            assert claim.x_symbol, f"{key} is a curve whose axis has no name"
