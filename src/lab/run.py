@@ -28,7 +28,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
 from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
-from lab.errors import HOLDS, REFUTED, Refusal  # noqa: E402
+from lab.errors import CRASHED, HOLDS, REFUTED, Refusal  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.provenance import provenance  # noqa: E402
@@ -56,15 +56,19 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, accelerator(cfg), run.path)
         pl.seed_everything(cfg.seed, verbose=False)
         trainer = _trainer(cfg, run, checkpoint, ranks, rank)
-        data = instantiate(cfg.data)
-        with trainer.init_module():
-            model = instantiate(cfg.model)
-        claims = {name: instantiate(claim) for name, claim in cfg.claims.items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
-                logger.log_hyperparams(_filterable(cfg))
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-        return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+        try:
+            data = instantiate(cfg.data)
+            with trainer.init_module():
+                model = instantiate(cfg.model)
+            claims = {name: instantiate(claim) for name, claim in cfg.claims.items()}
+            for logger in trainer.loggers:
+                if isinstance(logger, Wandb):
+                    logger.log_hyperparams(_filterable(cfg))
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+            return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+        except BaseException:
+            _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
+            raise
 
 
 def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, ranks: int, rank: int) -> pl.Trainer:
