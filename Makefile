@@ -27,8 +27,8 @@ install: $(installed) ## make the virtual environment with the locked versions, 
 run: $(installed) ## train and judge: experiment=pca_autoencoder args="seed=1 trainer.devices=2"
 	@$(python) -m lab experiment=$(experiment) $(args)
 
-test: $(installed) ## the whole test suite: args="-k pca -x"
-	$(python) -m pytest $(args)
+test: $(installed) ## the whole test suite, a worker a core: args="-k pca -x"
+	$(python) -m pytest -n auto $(args)
 
 check: lint types ## lint, formatting and types
 

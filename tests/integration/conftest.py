@@ -1,0 +1,227 @@
+"""Real runs for the integration tests: each configuration is executed once a session, whichever worker asks first."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ENVIRONMENT = {
+    key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SLURM_")) and key != "WORLD_SIZE"
+} | {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+COMMON = ["logger=none", "trainer.accelerator=cpu", "trainer.log_every_n_steps=10"]
+EVERY, PATIENCE = 50, 120.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+class Outcome:
+    """What a finished run left: the state of its last checkpoint, its metrics file and its judged claims."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, buffers and the optimiser's state at the last step, by name."""
+        last = max(self.path.glob("checkpoints/step-*.ckpt"))
+        checkpoint = torch.load(last, weights_only=True)
+        optimizer = checkpoint["optimizer_states"][0]["state"]
+        return checkpoint["state_dict"] | {
+            f"optimizer.{i}.{name}": torch.as_tensor(value)
+            for i, slots in optimizer.items()
+            for name, value in slots.items()
+            if value is not None
+        }
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What was trained; `step_norms` is a record, not a weight."""
+        return {k: v for k, v in self.state.items() if not k.startswith("optimizer.") and k != "step_norms"}
+
+    @property
+    def metrics(self) -> bytes:
+        return (self.path / "metrics.csv").read_bytes()
+
+    @property
+    def curves(self) -> dict[str, np.ndarray]:
+        """The columns of metrics.csv."""
+        header, *rows = csv.reader(self.metrics.decode().splitlines())
+        return dict(zip(header, np.array(rows, dtype=float).T, strict=True))
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        verdict: dict[str, Any] = json.loads((self.path / "verdict.json").read_text())
+        return verdict
+
+    def differs_from(self, other: Outcome) -> list[str]:
+        """What is not bitwise the same in two runs."""
+        mine, others = self.state, other.state
+        different = sorted(mine.keys() ^ others.keys())
+        different += [k for k in mine.keys() & others.keys() if _bits(mine[k]) != _bits(others[k])]
+        different += ["metrics.csv"] * (self.metrics != other.metrics)
+        different += ["claims"] * (self.verdict["claims"] != other.verdict["claims"])
+        return different
+
+
+def _bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    return tensor.dtype, tensor.shape, tensor.numpy().tobytes()  # as bytes: a NaN equals itself
+
+
+class Run(subprocess.Popen[str]):
+    """A `python -m lab …` that has been started, with its run directory."""
+
+    def __init__(self, path: Path, words: Sequence[str], **options: Any) -> None:
+        self.path = path
+        super().__init__(
+            [sys.executable, "-m", "lab", *words, f"run_dir={path}"],
+            cwd=options.pop("cwd", path.parent),
+            env=ENVIRONMENT | options.pop("env", {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until `condition()` is true while the process lives; returns its value."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            if self.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the run ended with {self.poll()} before {what}:\n{self.end()[1]}")
+            time.sleep(0.005)
+        return value
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the checkpoint of a step is there."""
+        self.wait_for((self.path / f"checkpoints/step-{step:09d}.ckpt").exists, f"step {step}")
+
+    def ranks(self) -> dict[int, int]:
+        """{rank: pid} of the processes that execute this run, whoever their parent is."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                if b"lab.worker" in command and str(self.path).encode() in command:
+                    environment = dict(v.partition(b"=")[::2] for v in (process / "environ").read_bytes().split(b"\0"))
+                    found[int(environment[b"LOCAL_RANK"])] = int(process.name)
+            except (OSError, KeyError):  # it has ended, or is not yet what it will be
+                continue
+        return found
+
+    def stop(self, signum: int) -> tuple[int, str]:
+        """Send a signal and wait for the end: (exit code, standard error)."""
+        self.send_signal(signum)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end: (exit code, standard error)."""
+        try:
+            self.out, err = self.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"the run does not end: {self.communicate()[1]}")
+        return self.returncode, err
+
+
+Start = Callable[..., Run]
+Finished = Callable[..., Outcome]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `python -m lab words… run_dir=path`; what still runs when the test ends is killed."""
+    runs: list[Run] = []
+
+    def begin(path: Path, words: Sequence[str], **options: Any) -> Run:
+        runs.append(Run(path, words, **options))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        for pid in [*run.ranks().values(), *([run.pid] if run.poll() is None else [])]:
+            os.kill(pid, signal.SIGKILL)
+        run.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The outcome of an uninterrupted run with these overrides, executed once a session; not to be written to.
+
+    `again` tells apart runs of the same overrides.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"  # workers have one base each
+    shared.mkdir(exist_ok=True)
+
+    def outcome(words: Sequence[str], again: int = 0) -> Outcome:
+        path = shared / hashlib.sha256(repr((list(words), again)).encode()).hexdigest()[:12]
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / "verdict.json").exists():
+                code, err = Run(path, words).end()
+                assert code in (0, 3), err
+        return Outcome(path)
+
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def outcome() -> type[Outcome]:
+    """Reads a run directory."""
+    return Outcome
+
+
+STEPS = {"pca_autoencoder": 800, "linear_regression": 400}
+
+
+@pytest.fixture(scope="session")
+def steps() -> dict[str, int]:
+    """How long the runs of `words` are: a second or two of training."""
+    return STEPS
+
+
+@pytest.fixture(scope="session")
+def words() -> Callable[..., list[str]]:
+    """The overrides of a short run of an experiment that keeps a checkpoint for every block of 50 steps."""
+
+    def overrides(experiment: str, *more: str) -> list[str]:
+        saving = [f"callbacks.checkpoints.every_n_steps={EVERY}", "callbacks.checkpoints.keep=99"]
+        return [f"experiment={experiment}", *COMMON, f"trainer.max_steps={STEPS[experiment]}", *saving, *more]
+
+    return overrides
+
+
+@pytest.fixture
+def partial(finished: Finished, tmp_path: Path) -> Callable[..., Path]:
+    """A run directory as SIGKILL at `step` would leave it, made of an uninterrupted run."""
+
+    def make(words: Sequence[str], step: int) -> Path:
+        path = tmp_path / "partial"
+        shutil.copytree(finished(words).path, path, ignore=shutil.ignore_patterns("verdict.json", "figure.*"))
+        for checkpoint in path.glob("checkpoints/step-*.ckpt"):
+            if int(checkpoint.stem.removeprefix("step-")) > step:
+                checkpoint.unlink()
+        return path
+
+    return make
