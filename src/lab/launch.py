@@ -63,9 +63,8 @@ def refuse_full_disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL_DISK:
             raise Refusal(
-                f"run_dir={path}: no space left ({error.strerror}); what is saved there stays whole: free "
-                f"space and run the same "
-                "command again"
+                f"run_dir={path}: no space left ({error.strerror}); what is saved there stays whole: "
+                "free space and run the same command again"
             ) from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
             raise Refusal(f"run_dir={path} cannot be written: {error.strerror} ({error.filename})") from error
