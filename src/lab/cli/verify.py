@@ -87,21 +87,20 @@ def _run(jobs: list[Any], at_once: int) -> tuple[int, list[Any]]:
     from lab.warm import run_jobs
 
     tqdm.monitor_interval = 0  # its thread would be forked with every job
-    rows: list[Any] = []
-    done, bar = 0, tqdm(total=len(jobs), unit="run", disable=not sys.stderr.isatty(), leave=False)
+    rows: dict[Path, list[Any]] = {}
+    bar = tqdm(total=len(jobs), unit="run", disable=not sys.stderr.isatty(), leave=False)
     try:
         for job, code in run_jobs(jobs, at_once):
-            rows += _rows(job, code)
+            rows[job.console] = list(_rows(job, code))
             bar.update()
-            done += 1
             if bar.disable:
-                print(f"{done}/{len(jobs)} {job.console.parent}", file=sys.stderr)
+                print(f"{len(rows)}/{len(jobs)} {job.console.parent}", file=sys.stderr)
     except KeyboardInterrupt:
         print("lab: verify was stopped; finished runs are kept", file=sys.stderr)
-        return 128 + signal.SIGINT, rows
+        return 128 + signal.SIGINT, []
     finally:
         bar.close()
-    return 0, rows
+    return 0, [row for job in jobs for row in rows[job.console]]  # as asked for, not as they ended
 
 
 def _rows(job: Any, code: int) -> Iterator[Any]:
