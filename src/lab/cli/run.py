@@ -67,7 +67,7 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
         if name in _PLAIN:
             flags[name] = None
         elif name == "--info":
-            flags[name] = value if given else rest.pop(0) if rest and rest[0] in _CHOICES[name] else None
+            flags[name] = value if given else rest.pop(0) if rest and rest[0] in _CHOICES[name] else "all"
         elif name in _VALUED:
             if not given and not rest:
                 raise Refusal(f"{word} needs a value")
