@@ -40,7 +40,8 @@ class ReconstructionError(_AboutTopK):
     reference = "Eckart & Young 1936; Mirsky 1960; Bishop, PRML, §12.1.2"
     symbol = r"$\mathbb{E}\,\|x-\hat x\|^2$"
     relation = equal(
-        "optimisation error alone: both sides are about the same sample; 2e-4 is below the 1/n of a covariance divided by n − 1",
+        "optimisation error alone: both sides are about the same sample; below the 1/n by which a covariance divided "
+        "by n − 1 would differ",
         rtol=2e-4,
     )
 
@@ -86,8 +87,8 @@ class Projector(_AboutTopK):
     reference = "Baldi & Hornik 1989"
     symbol = r"$\hat x_j$"
     relation = equal(
-        "optimisation error: an excess of 1e-3 over the optimal error (claim reconstruction_error) "
-        "allows about 2e-2 here",
+        "optimisation error: an excess of 2e-4 over the optimal error (claim reconstruction_error) "
+        "allows about 1e-2 here",
         rtol=1e-2,
         norm=True,
     )
