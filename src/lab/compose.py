@@ -220,7 +220,7 @@ def _check_option(group: str, override: Override) -> None:
             raise Refusal(
                 f"{group}={value} does not exist; allowed: {', '.join(allowed)}{nearest(str(value), allowed)}"
             )
-        if value is None and group in ("experiment", "data", "model", "trainer"):
+        if value is None and group in ("experiment", "data", "model", "trainer", "logger", "callbacks"):
             raise Refusal(f"{group}=null is not allowed; allowed: {', '.join(allowed)}")
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -54,6 +55,10 @@ class RunDir:
     def choose(cls, cfg: DictConfig, outputs: Path) -> RunDir:
         """The directory that `run_dir` names, or a new one below `outputs`; sets `cfg.id`."""
         cfg.id = cfg.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        if not re.fullmatch(r"\w[\w.-]*", cfg.id):
+            raise Refusal(
+                f"id={cfg.id} is not allowed: letters, digits, '_', '-' and '.', not beginning with '.' or '-'"
+            )
         return cls(Path(cfg.run_dir) if cfg.run_dir is not None else outputs / cfg.name / cfg.id)
 
     def freeze(self, cfg: DictConfig, overrides: list[str]) -> bool:

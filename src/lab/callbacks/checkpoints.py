@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lab.rundir import sealed, write_atomically
+from lab.rundir import RunDir, sealed, write_atomically
 from lab.types import NonNegativeInt, Positive, PositiveInt
 
 
@@ -49,9 +49,8 @@ class Checkpoints(Callback):
         every_seconds: Positive | None = 30.0,
         every_n_steps: PositiveInt | None = None,
         keep: PositiveInt = 2,
-        folder: str = "checkpoints",
     ) -> None:
-        self.every_seconds, self.every_n_steps, self.keep, self.folder = every_seconds, every_n_steps, keep, folder
+        self.every_seconds, self.every_n_steps, self.keep = every_seconds, every_n_steps, keep
         self.stopped_by: signal.Signals | None = None
         self._signal: NonNegativeInt = 0
         self._handlers: Mapping[int, Any] = {}
@@ -104,7 +103,7 @@ class Checkpoints(Callback):
         return bool(due_somewhere), signum_somewhere
 
     def _save(self, trainer: Trainer) -> None:
-        folder = Path(trainer.default_root_dir) / self.folder
+        folder = RunDir(Path(trainer.default_root_dir)).checkpoints
         for logger in trainer.loggers:
             logger.save()  # what is logged up to this step is on disk before the step is
         trainer.save_checkpoint(folder / f"step-{trainer.global_step:09d}.ckpt")
