@@ -54,6 +54,7 @@ _SCALARS: dict[str, Any] = {
     "id": NonEmptyStr | None,
     "data_root": str,
     "control": str | None,
+    "objective": NonEmptyStr | None,
 }
 _NODES = ("data", "model", "trainer")
 _GROUPS = ("logger", "callbacks", "claims")
@@ -96,6 +97,13 @@ def check_config(cfg: DictConfig) -> None:
                 found = _shown(config[group][node][name])
                 raise Refusal(f"{group}.{node}.{name}={found} is not allowed: it is set by the lab, from {fills[name]}")
     _walk("", config, raw)
+
+
+def check_node(key: str, node: DictConfig) -> None:
+    """Refuse a node that stands outside the composition, such as Hydra's launcher, where its signature does."""
+    raw, config = compose.plain(node, resolve=False), compose.plain(node)
+    _require_target(key, config)
+    _walk(key, config, raw)
 
 
 def _check_top_level(raw: dict[str, Any]) -> None:

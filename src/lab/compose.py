@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The composition of `experiment=… key=value …`, interpolations unresolved; a Refusal where it cannot be made."""
+    return compose_with_hydra(overrides)[0]
+
+
+def compose_with_hydra(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """(the composition, Hydra's own part of it: launcher, sweeper, …)"""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -28,11 +34,32 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with refusals(), initialize_config_dir(str(paths.CONF.absolute()), job_name="lab", version_base="1.3"):
         cfg = hydra_compose("config", rewritten, return_hydra_config=True)
-    chosen = cfg.hydra.runtime.choices["experiment"]
+    hydra = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    require_name(cfg, chosen)
-    return cfg
+    require_name(cfg, hydra.runtime.choices["experiment"])
+    return cfg, hydra
+
+
+def vary(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A copy of a composition with further `key=value` overrides, as composing with them would give.
+
+    Composing again takes 25 times as long. Not for overrides that choose a config group: `chooses_group`.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from omegaconf import flag_override
+
+    varied = copy.deepcopy(cfg)
+    with refusals(), flag_override(varied, "struct", True):
+        rewritten = [parse(_rewrite(text, parse(text), False)) for text in overrides]
+        ConfigLoaderImpl._apply_overrides_to_config(rewritten, varied)
+    return varied
+
+
+def chooses_group(text: str) -> bool:
+    """Whether an override changes which files are composed, not only what stands in them."""
+    key = parse(text).key_or_group
+    return _is_group(key) or key == "hydra" or key.startswith(("hydra.", "hydra/"))
 
 
 def require_name(cfg: DictConfig, experiment: str) -> None:

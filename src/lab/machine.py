@@ -94,9 +94,9 @@ def _nvml_count() -> int | None:
     return count.value
 
 
-def _cores() -> int:
+def usable_cores() -> list[int]:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _check_devices(trainer: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _check_devices(trainer: dict[str, Any]) -> None:
         )
     if devices == "auto":
         return
-    most, unit = (gpus, "GPUs") if gpus else (1, "GPU") if kind in ("mps", "gpu") else (_cores(), "cores")
+    most, unit = (gpus, "GPUs") if gpus else (1, "GPU") if kind in ("mps", "gpu") else (len(usable_cores()), "cores")
     if isinstance(devices, list):
         wrong = [index for index in devices if index >= gpus]
         if not gpus or wrong or not devices or len(set(devices)) < len(devices):

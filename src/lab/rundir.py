@@ -106,6 +106,17 @@ class RunDir:
             broken.append(path)
         return None, broken
 
+    def is_held(self) -> bool:
+        """Whether a process on this machine writes here now."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[int]:
         """Hold the directory as its only writer; yields the lock's file descriptor for children to inherit.

@@ -6,18 +6,25 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from omegaconf import DictConfig
 
+from lab.devices import Devices, Need, confine
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import end_with_parent, launch
 
+GRACE = 10.0
+"""Seconds in which a run that is told to stop may save."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run: a composed and checked config, the overrides it came from, and where its console output goes."""
 
@@ -26,54 +33,138 @@ class Job:
     console: Path
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, int]]:
-    """Execute jobs, `at_once` at a time, each in a process of its own; yields (job, exit code) as they end.
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    need: Need
+    devices: tuple[int, ...]
 
-    Closing the iterator, an interrupt or the death of this process ends the jobs that still run. Where forking a loaded
-    process is not safe (macOS), every job imports for itself.
+
+class Workers:
+    """Executes jobs in forks of this process, each on devices of its own, at most `at_once` (None: while devices last).
+
+    Leaving the context, however it is left, tells the jobs that still run to save and stop, and kills those that take
+    longer than `GRACE`; when this process is killed they are killed too. Where forking a loaded process is not safe
+    (macOS), every job imports for itself.
     """
-    forks = sys.platform == "linux"
-    if forks:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        import lab.run  # noqa: F401 - paid here once, not in every fork
-    waiting, running = list(reversed(jobs)), dict[int, Job]()
-    alive_read, alive_write = os.pipe()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt too
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop()
-                running[_fork(job, fresh_process=not forks, pipe=(alive_read, alive_write))] = job
-            pid, status = os.wait()
-            if pid in running:
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self.at_once = at_once
+        self.forks = sys.platform == "linux"
+        self._devices = Devices()
+        self._running: dict[int, _Running] = {}
+
+    def __enter__(self) -> Workers:
+        if self.forks:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            _load()
+        self._alive = os.pipe()
+        # an interrupt too
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler) if _is_main() else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for running in list(self._running.values()):
+                self.stop(running.job)
+            deadline = time.monotonic() + GRACE
+            while self._running and time.monotonic() < deadline:
+                self._reap()
+                time.sleep(0.01)
+        finally:
+            for pid in self._running:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            if _is_main():
+                signal.signal(signal.SIGTERM, self._before)
+            os.close(self._alive[0])
+            os.close(self._alive[1])
+
+    @property
+    def running(self) -> list[Job]:
+        return [running.job for running in self._running.values()]
+
+    def start(self, job: Job) -> bool:
+        """Start `job` if there is room for it now."""
+        if self.at_once is not None and len(self._running) >= self.at_once:
+            return False
+        need = Need.of(job.cfg)
+        devices = self._devices.take(need)
+        if devices is None:
+            return False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            _be(job, need, devices, self._alive, fresh_process=not self.forks)
+        self._running[pid] = _Running(job, need, devices)
+        return True
+
+    def stop(self, job: Job) -> None:
+        """Tell a job to save and stop; it ends as every other, with 128 + SIGTERM."""
+        for pid, running in self._running.items():
+            if running.job is job:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def wait(self, seconds: float | None = None) -> list[tuple[Job, int]]:
+        """(job, exit code) of those that ended, as soon as there is one; none when so many seconds have passed."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not (ended := self._reap()) and self._running and (deadline is None or time.monotonic() < deadline):
+            time.sleep(0.005)
+        return ended
+
+    def _reap(self) -> list[tuple[Job, int]]:
+        ended: list[tuple[Job, int]] = []
+        for pid in list(self._running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                running = self._running.pop(pid)
+                self._devices.give(running.need, running.devices)
                 code = os.waitstatus_to_exitcode(status)
-                yield running.pop(pid), code if code >= 0 else 128 - code
-    finally:
-        for pid in running:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        signal.signal(signal.SIGTERM, before)
-        os.close(alive_read)
-        os.close(alive_write)
+                ended.append((running.job, code if code >= 0 else 128 - code))
+        return ended
 
 
-def _fork(job: Job, *, fresh_process: bool, pipe: tuple[int, int]) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
+def run_jobs(jobs: Iterable[Job], at_once: int | None = None) -> Iterator[tuple[Job, int]]:
+    """Execute jobs in their order, as many at a time as there is room for; yields (job, exit code) as they end."""
+    waiting = iter(jobs)
+    with Workers(at_once) as workers:
+        job = next(waiting, None)
+        while job is not None or workers.running:
+            while job is not None and workers.start(job):
+                job = next(waiting, None)
+            yield from workers.wait()
+
+
+def _load() -> None:
+    """What every run needs, paid once here and not in every fork."""
+    import torch._dynamo  # noqa: F401 - torch's optimisers load it
+
+    import lab.figures
+    import lab.run  # noqa: F401
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _be(job: Job, need: Need, devices: tuple[int, ...], alive: tuple[int, int], *, fresh_process: bool) -> None:
+    """In the fork: execute the job and end."""
     code = CRASHED
     try:
         os.setsid()  # a Ctrl-C at the terminal is the parent's to pass on
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
-        os.close(pipe[1])
-        threading.Thread(target=end_with_parent, args=(pipe[0],), daemon=True).start()
+        os.close(alive[1])
+        threading.Thread(target=end_with_parent, args=(alive[0],), daemon=True).start()
         job.console.parent.mkdir(parents=True, exist_ok=True)
         console = os.open(job.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(console, 1)
         os.dup2(console, 2)
+        confine(need, devices)
         code = launch(job.cfg, job.overrides, fresh_process=fresh_process)
     except Refusal as refusal:
         print(f"lab: {refusal}", file=sys.stderr)

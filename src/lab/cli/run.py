@@ -49,6 +49,10 @@ def main(argv: list[str]) -> int:
 
         print(f"lab {__version__}, Hydra {hydra_version}")
         return HOLDS
+    if flags.keys() == {"--multirun"}:
+        from lab.cli.sweep import main as sweep
+
+        return sweep(overrides)
     return _with_hydra(flags, overrides) if flags else _run(overrides)
 
 

@@ -1,0 +1,1 @@
+"""Many runs: what a sweep is, who executes its points, and what came out."""

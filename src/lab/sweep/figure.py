@@ -1,0 +1,132 @@
+"""The figure of a sweep: the objective over what was swept, in the style of the runs' own figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lab.figures import INK, MEASURED, REFUTED, STYLE, THEORY
+from lab.sweep.results import Group, by_values, Row
+
+_INCH = 1 / 2.54
+_COLOURS = (THEORY, MEASURED, "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", INK)
+
+
+def draw(rows: Sequence[Row], *, title: str, optimum: dict[str, float] | None = None) -> Figure:
+    """One swept parameter: points over it, mean ± standard error over seeds; two: a map; more: lines over the first.
+
+    Args:
+        rows: of `results.collect`.
+        title: said above the figure.
+        optimum: parameter → the value that theory predicts, drawn as a line.
+    """
+    groups = by_values(rows)
+    keys = list(dict.fromkeys(key for group in groups for key in group.values))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13 * _INCH, 8 * _INCH))
+        FigureCanvasAgg(figure)
+        ax = figure.subplots()
+        label = next((row.compared for row in rows if row.compared), "objective")
+        if len(keys) == 2 and _is_grid(groups, keys):
+            _map(figure, ax, groups, keys, label)
+        else:
+            _lines(ax, groups, keys, label)
+            for value in [optimum[keys[0]]] if optimum and keys and keys[0] in optimum else []:
+                ax.axvline(value, color=THEORY, lw=1.2, label="optimum that theory predicts")
+                ax.legend()
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def _is_grid(groups: Sequence[Group], keys: Sequence[str]) -> bool:
+    """Whether most pairs of values were run, as in a grid and unlike in a search."""
+    sides = [len({group.values.get(key) for group in groups}) for key in keys]
+    return min(sides) > 1 and len(groups) > 0.5 * sides[0] * sides[1]
+
+
+def _positions(texts: Sequence[str]) -> tuple[NDArray[np.float64], bool, list[str]]:
+    """(where each value stands, on a log axis or not, tick labels where the values are no numbers)."""
+    try:
+        numbers = np.array([float(text) for text in texts])
+    except ValueError:
+        names = list(dict.fromkeys(texts))
+        return np.array([names.index(text) for text in texts], float), False, names
+    distinct = np.unique(numbers)
+    spread = distinct.size > 2 and distinct[0] > 0 and distinct[-1] / distinct[0] >= 30
+    return numbers, spread, []
+
+
+def _lines(ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -> None:
+    first, rest = (keys[0], keys[1:]) if keys else ("", [])
+    x, log, names = _positions([group.values.get(first, "") for group in groups])
+    series: dict[tuple[str, ...], list[int]] = {}
+    for i, group in enumerate(groups):
+        series.setdefault(tuple(group.values.get(key, "") for key in rest), []).append(i)
+    many = len(series) > len(_COLOURS)
+    shown = {(): list(range(len(groups)))} if many else series
+    for colour, (values, members) in zip(_COLOURS, shown.items(), strict=False):
+        order = sorted(members, key=lambda i: x[i])
+        y = np.array([groups[i].mean for i in order])
+        error = np.nan_to_num([groups[i].standard_error for i in order])
+        name = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in zip(rest, values, strict=False))
+        joined = "-" if not many and not names and len(order) > 1 else ""
+        ax.errorbar(x[order], y, error, fmt=f"o{joined}", ms=3.5, lw=0.8, color=colour, capsize=2, label=name or None)
+    for i, group in enumerate(groups):
+        if not all(row.holds for row in group.rows) and math.isfinite(group.mean):
+            ax.plot(x[i], group.mean, "o", ms=7, mfc="none", mec=REFUTED, mew=0.8)
+    if log:
+        ax.set_xscale("log")
+    if names:
+        ax.set_xticks(range(len(names)), names)
+    means = np.array([group.mean for group in groups])
+    finite = means[np.isfinite(means)]
+    if finite.size and finite.min() > 0 and finite.max() / finite.min() > 100:
+        ax.set_yscale("log")
+    ax.set_xlabel(first)
+    ax.set_ylabel(label)
+    if any(not all(row.holds for row in group.rows) for group in groups):
+        ax.plot([], [], "o", ms=7, mfc="none", mec=REFUTED, mew=0.8, label="a claim is refuted, or no verdict")
+    if len(shown) > 1 or ax.get_legend_handles_labels()[1]:
+        ax.legend()
+
+
+def _map(figure: Figure, ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -> None:
+    sides = [_sorted(list(dict.fromkeys(group.values[key] for group in groups))) for key in keys]
+    field = np.full((len(sides[1]), len(sides[0])), math.nan)
+    held = np.zeros_like(field, dtype=bool)
+    for group in groups:
+        at = sides[1].index(group.values[keys[1]]), sides[0].index(group.values[keys[0]])
+        field[at], held[at] = group.mean, all(row.holds for row in group.rows)
+    finite = field[np.isfinite(field)]
+    log = bool(finite.size) and finite.min() > 0 and finite.max() / finite.min() > 100
+    norm = mpl.colors.LogNorm() if log else None
+    image = ax.imshow(field, origin="lower", aspect="auto", cmap="cividis", norm=norm)
+    figure.colorbar(image, label=label)
+    middle = image.norm(np.nan_to_num(field)) < 0.5
+    if field.size <= 120:
+        for (j, i), value in np.ndenumerate(field):
+            said = f"{value:.3g}" if math.isfinite(value) else "–"
+            ax.text(i, j, said, ha="center", va="center", fontsize=6, color="white" if middle[j, i] else INK)
+    for j, i in np.argwhere(~held):
+        ax.add_patch(mpl.patches.Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, ec=REFUTED, lw=0.9))
+    ax.set_xticks(range(len(sides[0])), sides[0])
+    ax.set_yticks(range(len(sides[1])), sides[1])
+    ax.set_xlabel(keys[0])
+    ax.set_ylabel(keys[1])
+    ax.spines[:].set_visible(False)
+    if not held.all():
+        ax.set_title("framed: a claim is refuted, or there is no verdict", fontsize=7, fontweight="normal")
+
+
+def _sorted(texts: list[str]) -> list[str]:
+    try:
+        return sorted(texts, key=float)
+    except ValueError:
+        return texts

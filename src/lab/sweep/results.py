@@ -1,0 +1,194 @@
+"""What came out of a sweep, read from its folder: rows, `results.csv`, a table. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lab.rundir import RunDir, write_atomically
+from lab.sweep.local import CONSOLE
+from lab.sweep.plan import read_record
+
+State = Literal["done", "running", "failed", "waiting"]
+RESULTS = "results.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point: what set it apart and what came out."""
+
+    name: str
+    values: dict[str, str]
+    path: Path
+    state: State
+    objective: float = math.nan
+    compared: str = ""
+    """The name of the objective."""
+    held: int = 0
+    claims: int = 0
+    seconds: float = math.nan
+    reason: str = ""
+    """Why there is no verdict."""
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        return self.state == "done" and self.held == self.claims
+
+
+def collect(sweep: Path) -> list[Row]:
+    """A row for each point of the sweep in this folder."""
+    record = read_record(sweep)
+    return [
+        row(entry["name"], entry["values"], sweep / entry["name"], record["objective"]) for entry in record["points"]
+    ]
+
+
+def row(name: str, values: dict[str, str], path: Path, objective: str | None) -> Row:
+    """What the run directory `path` says."""
+    run = RunDir(path)
+    if not run.finished:
+        if not run.config.exists() and not (path / CONSOLE).exists():
+            return Row(name, values, path, "waiting")
+        if run.is_held():
+            return Row(name, values, path, "running")
+        return Row(name, values, path, "failed", reason=_last_line(path / CONSOLE))
+    verdict = run.read_verdict()
+    claims = verdict["claims"]
+    history = metrics(run.metrics)
+    compared = objective or next((key for key in history if key.startswith("loss")), "")
+    return Row(
+        name,
+        values,
+        path,
+        "done",
+        objective=_objective(compared, claims, history),
+        compared=compared,
+        held=sum(claim["holds"] for claim in claims),
+        claims=len(claims),
+        seconds=verdict["provenance"].get("seconds", math.nan),
+        measured={claim["name"]: _number(claim["measured"]) for claim in claims},
+    )
+
+
+def _objective(name: str, claims: Sequence[dict[str, Any]], history: dict[str, list[float]]) -> float:
+    """The number by which runs are compared; NaN where the run has none of that name.
+
+    `claim/<name>/measured` (or another of its numbers) is the verdict's; every other name is a column of metrics.csv,
+    whose last value counts.
+    """
+    if name.startswith("claim/"):
+        claim, _, number = name.removeprefix("claim/").partition("/")
+        found = next((entry for entry in claims if entry["name"] == claim), {})
+        return _number(found.get(number or "measured"))
+    return history[name][-1] if history.get(name) else math.nan
+
+
+def metrics(path: Path) -> dict[str, list[float]]:
+    """The columns of a metrics.csv, `step` among them; none where there is no whole row yet."""
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    except FileNotFoundError:
+        return {}
+    header, whole = (rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]) if rows else ([], [])
+    return {name: [float(r[i]) for r in whole] for i, name in enumerate(header)}
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line a point, every swept value and every claim's measurement in a column of its own."""
+    swept = list(dict.fromkeys(key for row in rows for key in row.values))
+    claims = list(dict.fromkeys(name for row in rows for name in row.measured))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    columns = ["state", "objective", "claims_held", "claims", "holds", "seconds", "run_dir", "reason"]
+    writer.writerow(["run", *swept, *columns, *(f"claim/{name}/measured" for name in claims)])
+    for row in rows:
+        said = [row.state, _cell(row.objective), row.held, row.claims, str(row.holds).lower(), _cell(row.seconds)]
+        measured = [_cell(row.measured.get(name, math.nan)) for name in claims]
+        values = [row.values.get(key, "") for key in swept]
+        writer.writerow([row.name, *values, *said, row.path, row.reason, *measured])
+    write_atomically(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that differ in the seed alone."""
+
+    values: dict[str, str]
+    rows: list[Row]
+
+    @property
+    def mean(self) -> float:
+        seen = self._seen()
+        return sum(seen) / len(seen) if seen else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean over seeds; NaN for fewer than two."""
+        seen, mean = self._seen(), self.mean
+        if len(seen) < 2:
+            return math.nan
+        return math.sqrt(sum((value - mean) ** 2 for value in seen) / (len(seen) - 1) / len(seen))
+
+    def _seen(self) -> list[float]:
+        return [row.objective for row in self.rows if math.isfinite(row.objective)]
+
+
+def by_values(rows: Iterable[Row]) -> list[Group]:
+    """Rows grouped over seeds, where something else is swept as well."""
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        rest = {key: value for key, value in row.values.items() if key != "seed"} or row.values
+        groups.setdefault(tuple(rest.items()), []).append(row)
+    return [Group(dict(values), members) for values, members in groups.items()]
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """What varies, the objective and the claims held, a line for each combination of values."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = by_values(rows)
+    compared = next((row.compared for row in rows if row.compared), "objective")
+    seeds = any(len(group.rows) > 1 for group in groups)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for key in dict.fromkeys(key for group in groups for key in group.values):
+        table.add_column(key, no_wrap=True)
+    table.add_column(compared + (" (mean ± SE over seeds)" if seeds else ""), justify="right")
+    table.add_column("claims held", justify="right")
+    table.add_column("s", justify="right")
+    table.add_column("")
+    for group in groups:
+        done = [row for row in group.rows if row.state == "done"]
+        missing = [row for row in group.rows if row.state != "done"]
+        spread = f" ± {group.standard_error:.2g}" if math.isfinite(group.standard_error) else ""
+        claims = f"{sum(row.held for row in done)}/{sum(row.claims for row in done)}" if done else ""
+        said = "; ".join(dict.fromkeys(f"{row.state}{': ' if row.reason else ''}{row.reason}" for row in missing))
+        seconds = f"{sum(row.seconds for row in done) / len(done):.1f}" if done else ""
+        mean = f"{group.mean:.6g}{spread}" if math.isfinite(group.mean) else "not finite" if done else ""
+        table.add_row(*group.values.values(), mean, claims, seconds, said)
+    Console().print(table)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return said.removeprefix("lab: ")
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _cell(value: float) -> str:
+    return repr(value) if math.isfinite(value) else ""
