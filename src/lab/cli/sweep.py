@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lab import check, compose, paths
 from lab.errors import HOLDS, Refusal, nearest
-from lab.rundir import RunDir, write_atomically
+from lab.machine import check_machine
+from lab.rundir import RunDir
 from lab.sweep import plan
-from lab.sweep.plan import Sweep
+from lab.sweep.grid import Grid, Optimum
+from lab.sweep.plan import Composer, Sweep
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -23,18 +24,53 @@ def main(overrides: Sequence[str]) -> int:
         _require_ours(part, hydra)
     check.check_node("hydra.launcher", hydra.launcher)
     launcher = instantiate(hydra.launcher)
-    sweep, points = plan.grid(overrides, hydra)
+    if hydra.runtime.choices["hydra/sweeper"] == "basic":  # Hydra's default, which is ours without an optimum
+        sweeper: Any = Grid(hydra.sweeper.params)
+    else:
+        check.check_node("hydra.sweeper", hydra.sweeper)
+        sweeper = instantiate(hydra.sweeper)
+    texts = plan.with_params(overrides, hydra)
+    swept = {compose.parse(text).key_or_group for text in texts if compose.parse(text).is_sweep_override()}
+    for key in sweeper.optimum.values.keys() - swept:
+        raise Refusal(f"hydra.sweeper.optimum.{key} is not swept; allowed: {', '.join(swept)}{nearest(key, swept)}")
+    return (_grid if isinstance(sweeper, Grid) else _search)(texts, hydra, launcher, sweeper)
+
+
+def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
+    points = plan.grid(texts)
     for point in points:
-        check.check_machine(point.cfg)
-    sweep.path.mkdir(parents=True, exist_ok=True)
-    with RunDir(sweep.path).lock():
+        check_machine(point.cfg)
+    first = points[0].cfg
+    path = plan.folder(hydra, first.name, [point.digest for point in points])
+    sweep = Sweep(path, first.name, tuple(texts), first.objective)
+    path.mkdir(parents=True, exist_ok=True)
+    with RunDir(path).lock():
         sweep.add(points)
         left = [point for point in points if not RunDir(sweep.folder(point)).finished]
         finished = f", {len(points) - len(left)} of them finished" if len(left) < len(points) else ""
-        print(f"{sweep.path}: {len(points)} runs{finished}", file=sys.stderr)
+        print(f"{path}: {len(points)} runs{finished}", file=sys.stderr)
         code: int = launcher.run(sweep, left) if left else HOLDS
-        report(sweep)
-    return code
+        rows = report(sweep, sweeper.optimum)
+    return code or sweeper.optimum.judge(rows)
+
+
+def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
+    from lab.sweep.search import corners, space_of
+
+    space, fixed = space_of(texts)
+    composer = Composer()
+    for values in corners(space):
+        corner = composer.point([*fixed, *(f"{key}={value}" for key, value in values.items())], values)
+        check_machine(corner.cfg)
+    same = [corner.digest, f"{search.seed} {search.sampler} {search.direction}", *map(repr, space.items())]
+    path = plan.folder(hydra, corner.cfg.name, same)
+    sweep = Sweep(path, corner.cfg.name, tuple(texts), corner.cfg.objective)
+    path.mkdir(parents=True, exist_ok=True)
+    with RunDir(path).lock():
+        print(f"{path}: {search.n_trials} trials", file=sys.stderr)
+        code: int = search.run(sweep, space, fixed, launcher)
+        rows = report(sweep, search.optimum)
+    return code or search.optimum.judge(rows)
 
 
 def _require_ours(part: str, hydra: Any) -> None:
@@ -46,8 +82,8 @@ def _require_ours(part: str, hydra: Any) -> None:
         raise Refusal(f"hydra/{part}={chosen} is not allowed: {', '.join(allowed)}{nearest(chosen, allowed)}")
 
 
-def report(sweep: Sweep) -> None:
-    """results.csv, the figure and the table of what there is."""
+def report(sweep: Sweep, optimum: Optimum) -> list[Any]:
+    """results.csv, the figure and the table of what there is; returns the rows."""
     from lab import figures
     from lab.sweep import figure, results
 
@@ -56,10 +92,11 @@ def report(sweep: Sweep) -> None:
     done = [row for row in rows if row.state == "done"]
     if done:
         title = f"{sweep.experiment}: {len(done)} runs, {sum(row.holds for row in done)} hold"
-        figures.save(figure.draw(done, title=title), sweep.path)
+        figures.save(figure.draw(done, title=title, optimum=optimum.values), sweep.path)
     results.print_table(rows)
     failed = sum(row.state == "failed" for row in rows)
     print(f"{len(done)} of {len(rows)} runs finished, {sum(row.holds for row in done)} hold, {failed} failed")
     for name in (results.RESULTS, "figure.svg"):
         if (sweep.path / name).exists():
             print(f"{name:<12} {sweep.path / name}")
+    return rows

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lab.figures import INK, MEASURED, REFUTED, STYLE, THEORY
-from lab.sweep.results import Group, by_values, Row
+from lab.figures import INK, MEASURED, REFUTED, THEORY, style
+from lab.sweep.results import Group, Row, by_values
 
 _INCH = 1 / 2.54
+_DIVERGED = 1e6
+"""Objectives beyond so many times the smallest are drawn at the edge, as triangles."""
 _COLOURS = (THEORY, MEASURED, "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", INK)
 
 
-def draw(rows: Sequence[Row], *, title: str, optimum: dict[str, float] | None = None) -> Figure:
+def draw(rows: Sequence[Row], *, title: str, optimum: Mapping[str, float] = MappingProxyType({})) -> Figure:
     """One swept parameter: points over it, mean ± standard error over seeds; two: a map; more: lines over the first.
 
     Args:
@@ -29,7 +33,7 @@ def draw(rows: Sequence[Row], *, title: str, optimum: dict[str, float] | None = 
     """
     groups = by_values(rows)
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
-    with mpl.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(13 * _INCH, 8 * _INCH))
         FigureCanvasAgg(figure)
         ax = figure.subplots()
@@ -38,8 +42,8 @@ def draw(rows: Sequence[Row], *, title: str, optimum: dict[str, float] | None = 
             _map(figure, ax, groups, keys, label)
         else:
             _lines(ax, groups, keys, label)
-            for value in [optimum[keys[0]]] if optimum and keys and keys[0] in optimum else []:
-                ax.axvline(value, color=THEORY, lw=1.2, label="optimum that theory predicts")
+            if keys and keys[0] in optimum:
+                ax.axvline(optimum[keys[0]], color=THEORY, lw=1.2, label="optimum that theory predicts")
                 ax.legend()
         figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     return figure
@@ -65,6 +69,7 @@ def _positions(texts: Sequence[str]) -> tuple[NDArray[np.float64], bool, list[st
 
 def _lines(ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -> None:
     first, rest = (keys[0], keys[1:]) if keys else ("", [])
+    cap = _cap(np.array([group.mean for group in groups]))
     x, log, names = _positions([group.values.get(first, "") for group in groups])
     series: dict[tuple[str, ...], list[int]] = {}
     for i, group in enumerate(groups):
@@ -74,20 +79,32 @@ def _lines(ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -
     for colour, (values, members) in zip(_COLOURS, shown.items(), strict=False):
         order = sorted(members, key=lambda i: x[i])
         y = np.array([groups[i].mean for i in order])
+        beyond = y > cap
+        y[beyond] = cap
         error = np.nan_to_num([groups[i].standard_error for i in order])
         name = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in zip(rest, values, strict=False))
         joined = "-" if not many and not names and len(order) > 1 else ""
-        ax.errorbar(x[order], y, error, fmt=f"o{joined}", ms=3.5, lw=0.8, color=colour, capsize=2, label=name or None)
+        ax.plot(x[order][beyond], y[beyond], "^", ms=4, color=colour, zorder=3)
+        ax.errorbar(
+            x[order][~beyond],
+            y[~beyond],
+            error[~beyond],
+            fmt=f"o{joined}",
+            ms=3.5,
+            lw=0.8,
+            color=colour,
+            capsize=2,
+            label=name or None,
+        )
     for i, group in enumerate(groups):
         if not all(row.holds for row in group.rows) and math.isfinite(group.mean):
-            ax.plot(x[i], group.mean, "o", ms=7, mfc="none", mec=REFUTED, mew=0.8)
+            ax.plot(x[i], min(group.mean, cap), "o", ms=7, mfc="none", mec=REFUTED, mew=0.8)
     if log:
         ax.set_xscale("log")
     if names:
         ax.set_xticks(range(len(names)), names)
     means = np.array([group.mean for group in groups])
-    finite = means[np.isfinite(means)]
-    if finite.size and finite.min() > 0 and finite.max() / finite.min() > 100:
+    if _spans_decades(means):
         ax.set_yscale("log")
     ax.set_xlabel(first)
     ax.set_ylabel(label)
@@ -97,6 +114,17 @@ def _lines(ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -
         ax.legend()
 
 
+def _spans_decades(values: NDArray[np.float64]) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(finite.size) and finite.min() > 0 and finite.max() / finite.min() > 100
+
+
+def _cap(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    smallest = np.abs(finite[finite != 0]).min(initial=math.inf)
+    return float(min(smallest * _DIVERGED, finite.max(initial=-math.inf)))
+
+
 def _map(figure: Figure, ax: Axes, groups: Sequence[Group], keys: Sequence[str], label: str) -> None:
     sides = [_sorted(list(dict.fromkeys(group.values[key] for group in groups))) for key in keys]
     field = np.full((len(sides[1]), len(sides[0])), math.nan)
@@ -104,18 +132,16 @@ def _map(figure: Figure, ax: Axes, groups: Sequence[Group], keys: Sequence[str],
     for group in groups:
         at = sides[1].index(group.values[keys[1]]), sides[0].index(group.values[keys[0]])
         field[at], held[at] = group.mean, all(row.holds for row in group.rows)
-    finite = field[np.isfinite(field)]
-    log = bool(finite.size) and finite.min() > 0 and finite.max() / finite.min() > 100
-    norm = mpl.colors.LogNorm() if log else None
+    norm = LogNorm() if _spans_decades(field) else Normalize()
     image = ax.imshow(field, origin="lower", aspect="auto", cmap="cividis", norm=norm)
     figure.colorbar(image, label=label)
-    middle = image.norm(np.nan_to_num(field)) < 0.5
+    dark = np.ma.filled(norm(np.ma.masked_invalid(field)), 1.0) < 0.5
     if field.size <= 120:
         for (j, i), value in np.ndenumerate(field):
             said = f"{value:.3g}" if math.isfinite(value) else "–"
-            ax.text(i, j, said, ha="center", va="center", fontsize=6, color="white" if middle[j, i] else INK)
+            ax.text(i, j, said, ha="center", va="center", fontsize=6, color="white" if dark[j, i] else INK)
     for j, i in np.argwhere(~held):
-        ax.add_patch(mpl.patches.Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, ec=REFUTED, lw=0.9))
+        ax.add_patch(Rectangle((i - 0.47, j - 0.47), 0.94, 0.94, fill=False, ec=REFUTED, lw=0.9))
     ax.set_xticks(range(len(sides[0])), sides[0])
     ax.set_yticks(range(len(sides[1])), sides[1])
     ax.set_xlabel(keys[0])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
+from lab.machine import usable_cores, visible_gpus
 from lab.sweep.plan import Point, Sweep
 from lab.types import PositiveInt
 from lab.warm import Job, run_jobs
@@ -41,13 +40,16 @@ class Progress:
         )
         self._show()
 
-    def ended(self, name: str, code: int) -> None:
+    def ended(self, name: str, code: int, said: str = "") -> None:
         self.codes.append(code)
         self._bar.update()
         self._show()
         if self._bar.disable:
             done = self.before + len(self.codes)
-            print(f"{done}/{self.total} {name}: {OUTCOMES.get(code, 'failed')}{self._remaining()}", file=sys.stderr)
+            print(
+                f"{done}/{self.total} {name}: {said or OUTCOMES.get(code, 'failed')}{self._remaining()}",
+                file=sys.stderr,
+            )
 
     def close(self) -> None:
         self._bar.close()
@@ -78,10 +80,15 @@ class Local:
     def __init__(self, n_jobs: PositiveInt | None = None) -> None:
         self.n_jobs = n_jobs
 
+    @property
+    def slots(self) -> int:
+        """How many runs of one device each there is room for at once."""
+        return self.n_jobs or visible_gpus() or len(usable_cores())
+
     def run(self, sweep: Sweep, points: list[Point]) -> int:
         """Execute the points; returns the sweep's exit code."""
         jobs = {Job(point.cfg, point.overrides, sweep.folder(point) / CONSOLE): point for point in points}
-        progress = Progress(len(sweep.points), self.n_jobs or os.cpu_count() or 1, len(sweep.points) - len(points))
+        progress = Progress(len(sweep.points), self.slots, len(sweep.points) - len(points))
         try:
             for job, code in run_jobs(jobs, self.n_jobs):
                 progress.ended(jobs[job].name, code)

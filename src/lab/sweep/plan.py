@@ -92,17 +92,18 @@ def read_record(path: Path) -> dict[str, Any]:
     raise Refusal(f"{path / RECORD} is not the record of a sweep")
 
 
-def grid(overrides: Sequence[str], hydra: DictConfig) -> tuple[Sweep, list[Point]]:
-    """The sweep over every combination of the values that the overrides, and `hydra.sweeper.params`, give.
-
-    Every point is composed and checked here, before the first one starts.
-    """
-    params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:
+    """A sweep's overrides: those of `hydra.sweeper.params`, then the command line's, which win; none of Hydra's own."""
     given = {compose.parse(text).key_or_group for text in overrides}
-    texts = [*(text for text in params if compose.parse(text).key_or_group not in given), *overrides]
-    choices = {text: list(_choices(text)) for text in texts if not text.startswith("hydra")}
+    params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in given]
+    return [text for text in (*params, *overrides) if not compose.parse(text).key_or_group.startswith("hydra")]
+
+
+def grid(texts: Sequence[str]) -> list[Point]:
+    """Every combination of the values that the overrides give, composed and checked before the first one starts."""
+    choices = {text: list(_choices(text)) for text in texts}
     swept = [text for text in choices if compose.parse(text).is_sweep_override()]
-    composed = Composer()
+    composer = Composer()
     points = []
     for combination in itertools.product(*choices.values()):
         values = {
@@ -110,9 +111,8 @@ def grid(overrides: Sequence[str], hydra: DictConfig) -> tuple[Sweep, list[Point
             for text, chosen in zip(choices, combination, strict=True)
             if text in swept
         }
-        points.append(composed.point(combination, values))
-    first = points[0].cfg
-    return Sweep(folder(points, hydra), first.name, tuple(texts), first.get("objective"), points=[]), points
+        points.append(composer.point(combination, values))
+    return points
 
 
 def _choices(text: str) -> Iterator[str]:
@@ -125,8 +125,8 @@ def _choices(text: str) -> Iterator[str]:
         yield from (f"{key}={value}" for value in override.sweep_string_iterator())
     else:
         raise Refusal(
-            f"{text} is an interval, which a grid cannot run through: give values such as {override.key_or_group}=1,2,3 "
-            "or range(1,4), or search it with hydra/sweeper=optuna"
+            f"{text} is an interval, which a grid cannot run through: give values such as "
+            f"{override.key_or_group}=1,2,3 or range(1,4), or search it with hydra/sweeper=optuna"
         )
 
 
@@ -151,12 +151,12 @@ class Composer:
         return Point(name or _name(values, digest), dict(values), tuple(overrides), cfg, digest)
 
 
-def folder(points: Sequence[Point], hydra: DictConfig) -> Path:
-    """The folder that `hydra.sweep.dir` names, or one that the points' configs name, so that the same sweep finds it."""
+def folder(hydra: DictConfig, experiment: str, content: Sequence[str]) -> Path:
+    """The folder that `hydra.sweep.dir` names; else one named by what the sweep is, so the same sweep finds it."""
     if hydra.sweep.dir != "auto":
         return Path(hydra.sweep.dir)
-    digest = hashlib.sha256("".join(sorted(point.digest for point in points)).encode()).hexdigest()
-    return paths.OUTPUTS / "sweeps" / points[0].cfg.name / digest[:8]
+    digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()
+    return paths.OUTPUTS / "sweeps" / experiment / digest[:8]
 
 
 def _name(values: Mapping[str, str], digest: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -142,11 +141,13 @@ class Group:
 
 def by_values(rows: Iterable[Row]) -> list[Group]:
     """Rows grouped over seeds, where something else is swept as well."""
-    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    groups: dict[Any, Group] = {}
     for row in rows:
-        rest = {key: value for key, value in row.values.items() if key != "seed"} or row.values
-        groups.setdefault(tuple(rest.items()), []).append(row)
-    return [Group(dict(values), members) for values, members in groups.items()]
+        rest = {key: value for key, value in row.values.items() if key != "seed"}
+        over_seeds = 0 < len(rest) < len(row.values)
+        key = tuple(rest.items()) if over_seeds else row.name
+        groups.setdefault(key, Group(rest if over_seeds else row.values, [])).rows.append(row)
+    return list(groups.values())
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -173,7 +174,7 @@ def print_table(rows: Sequence[Row]) -> None:
         said = "; ".join(dict.fromkeys(f"{row.state}{': ' if row.reason else ''}{row.reason}" for row in missing))
         seconds = f"{sum(row.seconds for row in done) / len(done):.1f}" if done else ""
         mean = f"{group.mean:.6g}{spread}" if math.isfinite(group.mean) else "not finite" if done else ""
-        table.add_row(*group.values.values(), mean, claims, seconds, said)
+        table.add_row(*map(_short, group.values.values()), mean, claims, seconds, said)
     Console().print(table)
 
 
@@ -184,6 +185,14 @@ def _last_line(path: Path) -> str:
         return ""
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return said.removeprefix("lab: ")
+
+
+def _short(text: str) -> str:
+    """A number with more digits than anyone reads, shortened."""
+    try:
+        return f"{float(text):.6g}" if len(text) > 9 else text
+    except ValueError:
+        return text
 
 
 def _number(value: float | None) -> float:

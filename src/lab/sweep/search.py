@@ -1,0 +1,311 @@
+"""Searching a space instead of running through a grid: Optuna proposes, the sweep's launcher executes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lab import compose
+from lab.errors import HOLDS, Refusal
+from lab.rundir import RunDir
+from lab.sweep import results
+from lab.sweep.grid import Direction, Optimum
+from lab.sweep.local import CONSOLE, Local, Progress, exit_code
+from lab.sweep.plan import Composer, Point, Sweep
+from lab.types import NonNegative, NonNegativeInt, PositiveInt
+from lab.warm import Job, Workers
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+STUDY = "study.db"
+POLL = 1.0
+"""Seconds between two looks at what the running trials have logged."""
+
+
+class Search:
+    """Looks for the parameters at which the objective is best, with Optuna (Akiba et al. 2019).
+
+    The space is what the command line or `params` sweep: `interval(0.1, 2)`, `tag(log, interval(1e-4, 1))`,
+    `int(interval(1, 16))`, `choice(a, b)`, `range(1, 9)`. The study lies in `study.db` (SQLite) in the sweep's folder:
+    the same command goes on with it, trials that a killed start left unfinished first, and a larger `n_trials` adds
+    some. Every proposal is a function of (seed, number of the trial, what was told before).
+
+    Args:
+        params: key → what to search, as on the command line, which wins.
+        direction: of the objective (config key `objective`).
+        n_trials: how many in all.
+        sampler: who proposes.
+        startup_trials: proposed at random before the sampler models the objective.
+        pruner: stops trials whose logged objective is worse than that of the others at the same step: `median` than
+            their median, `hyperband` than the best of a bracket.
+        warmup_steps: before which no trial is pruned.
+        seed: of the proposals.
+        log: search in the logarithm of the objective, which is then positive.
+        worst: an objective that is no result, such as the one before training: beyond it all are alike to the search.
+        optimum: key → the value at which theory predicts the best objective.
+        within: how far, relatively, the best value may lie from it.
+        because: the argument for `within`.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        direction: Direction = "minimize",
+        n_trials: PositiveInt = 30,
+        sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe",
+        startup_trials: PositiveInt = 10,
+        pruner: Literal["none", "median", "hyperband"] = "none",
+        warmup_steps: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
+        log: bool = False,
+        worst: float | None = None,
+        optimum: dict[str, float] | None = None,
+        within: NonNegative = 0.0,
+        because: str = "",
+    ) -> None:
+        self.params, self.direction, self.n_trials = params or {}, direction, n_trials
+        self.sampler, self.startup_trials, self.seed = sampler, startup_trials, seed
+        self.pruner, self.warmup_steps = pruner, warmup_steps
+        self.log, self.worst = log, worst
+        self.optimum = Optimum(optimum or {}, direction, within, because)
+
+    def run(self, sweep: Sweep, space: Mapping[str, BaseDistribution], fixed: Sequence[str], launcher: Any) -> int:
+        """Carry the study to `n_trials`; returns the sweep's exit code."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=f"sqlite:///{sweep.path / STUDY}",
+            study_name=sweep.path.name,
+            direction=self.direction,
+            pruner=self._pruner(),
+            load_if_exists=True,
+        )
+        trials = _Trials(self, sweep, study, space, fixed)
+        return trials.run_here(launcher) if isinstance(launcher, Local) else trials.run_in_batches(launcher)
+
+    def sampler_for(self, number: int) -> BaseSampler:
+        """Who proposes trial `number`: made anew each time, so that a resumed study draws what it would have drawn."""
+        from optuna import samplers
+
+        seed = (self.seed * 1_000_003 + number) % 2**32
+        if self.sampler == "tpe":
+            return samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials, constant_liar=True)
+        if self.sampler == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=self.startup_trials)
+        if self.sampler == "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=self.startup_trials)
+        return samplers.QMCSampler(seed=self.seed) if self.sampler == "qmc" else samplers.RandomSampler(seed=seed)
+
+    def _pruner(self) -> Any:
+        from optuna import pruners
+
+        if self.pruner == "median":
+            return pruners.MedianPruner(n_startup_trials=self.startup_trials, n_warmup_steps=self.warmup_steps)
+        if self.pruner == "hyperband":
+            return pruners.HyperbandPruner(min_resource=max(1, self.warmup_steps))
+        return pruners.NopPruner()
+
+
+class _Trials:
+    """The trials of one study: asked for, executed and told."""
+
+    def __init__(
+        self, search: Search, sweep: Sweep, study: Study, space: Mapping[str, BaseDistribution], fixed: Sequence[str]
+    ) -> None:
+        self.search, self.sweep, self.study, self.space, self.fixed = search, sweep, study, dict(space), list(fixed)
+        self.composer = Composer()
+        self._again = self._unfinished()
+
+    @property
+    def left(self) -> int:
+        """How many are still to be started; a trial that is tried again counts once."""
+        from optuna.trial import TrialState
+
+        trials = self.study.trials
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        first = sum(_RETRY not in trial.user_attrs for trial in trials)
+        return len(self._again) + waiting + max(0, self.search.n_trials - first)
+
+    def next(self) -> tuple[Trial, Point]:
+        """The trial to run next: one that an earlier start began and did not finish, or a new proposal."""
+        from optuna import Trial
+
+        if self._again:
+            trial = Trial(self.study, self._again.pop(0))
+        else:
+            self.study.sampler = self.search.sampler_for(len(self.study.trials))
+            trial = self.study.ask(self.space)
+        values = {key: str(value) for key, value in trial.params.items()}
+        overrides = [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
+        point = self.composer.point(overrides, values, name=f"trial-{trial.number:04d}")
+        self.sweep.add([point])
+        return trial, point
+
+    def tell(self, trial: Trial, point: Point, *, pruned: bool) -> None:
+        """The objective that the trial reached; one that diverged counts as the worst there is."""
+        from optuna.trial import TrialState
+
+        row = results.row(point.name, point.values, self.sweep.folder(point), self.sweep.objective)
+        if row.state == "done":
+            self.study.tell(trial, self._told(row.objective))
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+
+    def _told(self, objective: float) -> float:
+        """The objective as the study sees it; what diverged is the worst there is."""
+        search, up = self.search, self.search.direction == "minimize"
+        worst = search.worst if search.worst is not None else math.inf if up else -math.inf
+        seen = worst if math.isnan(objective) else min(objective, worst) if up else max(objective, worst)
+        return math.log(seen) if search.log and 0 < seen < math.inf else seen
+
+    def run_here(self, launcher: Local) -> int:
+        """On this machine: a new proposal whenever there is room, each made with all results there are by then."""
+        progress = Progress(self.search.n_trials, launcher.slots, self.search.n_trials - self.left)
+        running: dict[Job, tuple[Trial, Point]] = {}
+        pruned: set[Job] = set()
+        try:
+            with Workers(launcher.slots) as workers:
+                while running or self.left:
+                    while self.left and len(running) < launcher.slots:
+                        trial, point = self.next()
+                        job = Job(point.cfg, point.overrides, self.sweep.folder(point) / CONSOLE)
+                        running[job] = (trial, point)
+                        while not workers.start(job):  # room for the job, but not for all its devices
+                            self._end(workers.wait(POLL), running, pruned, progress)
+                    self._end(workers.wait(POLL), running, pruned, progress)
+                    if self.search.pruner != "none":
+                        for job in self._to_prune(running, pruned):
+                            pruned.add(job)
+                            workers.stop(job)
+        except KeyboardInterrupt:
+            print(f"\nlab: the search was stopped; the same command goes on in {self.sweep.path}", file=sys.stderr)
+            return 130
+        finally:
+            progress.close()
+        return exit_code(progress.codes)
+
+    def run_in_batches(self, launcher: Any) -> int:
+        """Through a launcher that takes points and waits for all of them."""
+        codes = []
+        while self.left:
+            batch = [self.next() for _ in range(min(self.left, launcher.batch))]
+            codes.append(launcher.run(self.sweep, [point for _, point in batch]))
+            for trial, point in batch:
+                self.tell(trial, point, pruned=False)
+        return max(codes, default=HOLDS)
+
+    def _end(
+        self,
+        ended: Sequence[tuple[Job, int]],
+        running: dict[Job, tuple[Trial, Point]],
+        pruned: set[Job],
+        progress: Progress,
+    ) -> None:
+        for job, code in ended:
+            trial, point = running.pop(job)
+            self.tell(trial, point, pruned=job in pruned)
+            progress.ended(point.name, HOLDS if job in pruned else code, "pruned" if job in pruned else "")
+
+    def _to_prune(self, running: Mapping[Job, tuple[Trial, Point]], pruned: set[Job]) -> list[Job]:
+        """Running trials whose logged objective is worse than the pruner allows."""
+        return [
+            job
+            for job, (trial, point) in running.items()
+            if job not in pruned and self._report(trial, point) and trial.should_prune()
+        ]
+
+    def _report(self, trial: Trial, point: Point) -> bool:
+        history = results.metrics(RunDir(self.sweep.folder(point)).metrics)
+        name = self.sweep.objective or next((key for key in history if key.startswith("loss")), "")
+        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        new = [(int(s), v) for s, v in zip(history.get("step", []), history.get(name, []), strict=False)]
+        for step, value in new:
+            if step not in known:
+                trial.report(self._told(value), step)
+        return bool(new)
+
+    def _unfinished(self) -> list[int]:
+        """Trials that a killed start left running; those that failed are queued to be tried once more."""
+        from optuna.trial import TrialState
+
+        tried = {trial.user_attrs.get(_RETRY) for trial in self.study.trials}
+        for trial in self.study.trials:
+            if trial.state == TrialState.FAIL and trial.number not in tried:
+                self.study.enqueue_trial(trial.params, user_attrs={_RETRY: trial.number})
+        return [trial._trial_id for trial in self.study.trials if trial.state == TrialState.RUNNING]
+
+
+_RETRY = "retry of"
+
+
+def space_of(texts: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
+    """(key → distribution for each override that sweeps, the other overrides)."""
+    space: dict[str, BaseDistribution] = {}
+    fixed = []
+    for text in texts:
+        override = compose.parse(text)
+        if override.is_sweep_override():
+            space[override.key_or_group] = _distribution(text, override)
+        else:
+            fixed.append(text)
+    if not space:
+        raise Refusal(
+            "hydra/sweeper=optuna has nothing to search: give a key such as model.optimizer.lr=interval(0.1,2)"
+        )
+    return space, fixed
+
+
+def _distribution(text: str, override: Override) -> BaseDistribution:
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    tags: set[str] = getattr(value, "tags", set())
+    if unknown := tags - {"log", "int"}:
+        raise Refusal(f"{text}: the tag {min(unknown)} means nothing to a search; allowed: log, int")
+    log = "log" in tags
+    try:
+        match value:
+            case ChoiceSweep():
+                return CategoricalDistribution([*map(_scalar, override.sweep_iterator())])
+            case IntervalSweep(start=low, end=high) if "int" in tags or _whole(low, high):
+                return IntDistribution(int(low or 0), int(high or 0), log=log)
+            case IntervalSweep(start=low, end=high):
+                return FloatDistribution(float(low or 0), float(high or 0), log=log)
+            case RangeSweep(start=low, stop=high, step=step) if _whole(low, high, step):
+                return IntDistribution(int(low or 0), int(high or 0) - 1, step=int(step), log=log)
+            case RangeSweep(start=low, stop=high, step=step):
+                return FloatDistribution(float(low or 0), float(high or 0), step=float(step))
+    except ValueError as error:
+        raise Refusal(f"{text}: {error}") from None
+    raise Refusal(f"{text} is no space to search: allowed are interval, choice and range")
+
+
+def _scalar(value: Any) -> int | float | str | None:
+    if isinstance(value, list | dict):
+        raise Refusal(f"{value} is not allowed: a search chooses between texts and numbers")
+    return value
+
+
+def _whole(*numbers: Any) -> bool:
+    return all(isinstance(number, int) for number in numbers)
+
+
+def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, str]]:
+    """Values at the ends of each dimension: what must be allowed if everything between is to be."""
+    from optuna.distributions import CategoricalDistribution
+
+    ends = {
+        key: [str(v) for v in (d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high))]  # type: ignore[attr-defined]
+        for key, d in space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    for key, values in ends.items():
+        yield from (first | {key: value} for value in values)
