@@ -220,7 +220,9 @@ def _rewrite(text: str, override: Override, sweep: bool) -> str:
         raise Refusal(
             f"{text}: there is no config group {key}{nearest(key, _groups())}; allowed: {', '.join(_groups())}"
         )
-    hydra = key == "hydra" or key.startswith(("hydra.", "hydra/"))
+    hydra = key == "hydra" or (
+        key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra.launcher.", "hydra.sweeper."))
+    )
     if is_group or hydra or override.package is not None or override.type != OverrideType.CHANGE:
         return text
     return f"++{text}"

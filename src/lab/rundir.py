@@ -54,6 +54,8 @@ class RunDir:
     @classmethod
     def choose(cls, cfg: DictConfig, outputs: Path) -> RunDir:
         """The directory that `run_dir` names, or a new one below `outputs`; sets `cfg.id`."""
+        if "WANDB_SWEEP_ID" in os.environ:  # wandb's agent waits for the run that it named
+            cfg.id = cfg.id or os.environ.get("WANDB_RUN_ID")
         cfg.id = cfg.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         if not re.fullmatch(r"\w[\w.-]*", cfg.id):
             raise Refusal(

@@ -19,7 +19,8 @@ def main(overrides: Sequence[str]) -> int:
     """Run the sweep that the overrides describe, or what is left of it; returns its exit code."""
     from hydra.utils import instantiate
 
-    _, hydra = compose.compose_with_hydra(compose.first_point(overrides))
+    groups = [text for text in overrides if compose.chooses_group(text)]
+    _, hydra = compose.compose_with_hydra(compose.first_point(groups))
     for part in ("launcher", "sweeper"):
         _require_ours(part, hydra)
     check.check_node("hydra.launcher", hydra.launcher)

@@ -1,0 +1,171 @@
+"""Sweeps for real: one import, many processes, killed and started again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+TINY = ["-m", "experiment=pca_autoencoder", "logger=none", "trainer.max_steps=20", "trainer.accelerator=cpu"]
+
+
+def start(tmp_path: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lab", *TINY, f"hydra.sweep.dir={tmp_path / 'sweep'}", *overrides],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    with (tmp_path / "sweep" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def finished(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "sweep").glob("*/verdict.json"))
+
+
+def test_two_parameters_give_a_row_each_and_a_figure(tmp_path: Path) -> None:
+    process = start(tmp_path, "model.net.k=2,4", "seed=range(2)")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    found = rows(tmp_path)
+    assert [(row["model.net.k"], row["seed"], row["state"]) for row in found] == [
+        (k, s, "done") for k in ("2", "4") for s in ("0", "1")
+    ]
+    assert float(found[0]["objective"]) > float(found[2]["objective"])  # more codes, less error
+    assert (tmp_path / "sweep" / "figure.svg").stat().st_size > 0
+    assert "4 of 4 runs finished" in output
+
+
+def test_one_that_fails_ends_no_other_and_alone_is_run_again(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    (sweep / "k=4").mkdir(parents=True)
+    (sweep / "k=4" / "config.yaml").mkdir()  # what cannot be written over
+    process = start(tmp_path, "model.net.k=2,4,8")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode in (1, 2), output
+    assert [row["state"] for row in rows(tmp_path)] == ["done", "failed", "done"]
+    before = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
+    (sweep / "k=4" / "config.yaml").rmdir()
+    process = start(tmp_path, "model.net.k=2,4,8")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert [row["state"] for row in rows(tmp_path)] == ["done"] * 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_jobs_may_differ_in_their_devices(tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.fail("this test needs two cores")
+    process = start(tmp_path, "trainer.devices=1,2", "trainer.precision=64-true")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one, two = rows(tmp_path)
+    for row, world in ((one, 1), (two, 2)):
+        verdict = json.loads((Path(row["run_dir"]) / "verdict.json").read_text())
+        assert verdict["provenance"]["world_size"] == world
+    assert float(one["objective"]) == pytest.approx(float(two["objective"]), rel=1e-9)
+
+
+def test_an_interrupt_stops_all_children_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    process = start(tmp_path, "seed=range(20)", "trainer.max_steps=1000", "hydra.launcher.n_jobs=2")
+    deadline = time.monotonic() + 120
+    while len(finished(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in running)
+    kept = finished(tmp_path)
+    assert 2 <= len(kept) < 20
+    assert all(json.loads(path.read_text())["claims"] for path in kept)
+
+
+def test_two_hundred_jobs_survive_kills_of_children_and_of_the_parent(tmp_path: Path) -> None:
+    """10 SIGKILLs of children, one of the parent, one restart: 200 results, none twice, none torn."""
+    overrides = ["seed=range(200)", "hydra.launcher.n_jobs=2", "trainer.max_steps=5", "model.nested=false"]
+    dice = random.Random(0)
+    process = start(tmp_path, *overrides)
+    killed = 0
+    deadline = time.monotonic() + 300
+    while killed < 10 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(dice.uniform(0.3, 1.0))
+        if running := children(process.pid):
+            os.kill(dice.choice(running), signal.SIGKILL)
+            killed += 1
+    assert killed == 10
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
+    process = start(tmp_path, *overrides)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-2000:]
+    found = rows(tmp_path)
+    assert sorted(int(row["seed"]) for row in found) == list(range(200))
+    assert {row["state"] for row in found} == {"done"}
+    assert len(finished(tmp_path)) == 200
+    assert all(json.loads(path.read_text())["claims"] for path in finished(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing finished ran again
+    assert not list((tmp_path / "sweep").glob("**/*.tmp"))
+
+
+def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    search = ["hydra/sweeper=optuna", "model.net.k=int(interval(1,16))", "hydra.sweeper.n_trials=6"]
+    process = start(tmp_path, *search)
+    deadline = time.monotonic() + 120
+    while len(finished(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    process = start(tmp_path, *search)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert [row["run"] for row in rows(tmp_path)] == [f"trial-{i:04d}" for i in range(6)]
+    assert {row["state"] for row in rows(tmp_path)} == {"done"}
+
+
+def test_the_command_that_wandbs_agent_would_run(tmp_path: Path) -> None:
+    import yaml
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    from lab import paths
+
+    sweep = yaml.safe_load((paths.CONF / "sweep" / "wandb" / "bottleneck.yaml").read_text())
+    chosen = {k: {"value": v["value"] if "value" in v else v["values"][0]} for k, v in sweep["parameters"].items()}
+    arguments = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+    command = [w for w in create_sweep_command(sweep["command"]) if w != "${args_no_hyphens}"]
+    assert command[-1] == "lab"
+    ran = subprocess.run(
+        [sys.executable, "-m", "lab", *arguments, "trainer.max_steps=20", f"run_dir={tmp_path / 'trial'}"],
+        env=os.environ | {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "agent42", "WANDB_MODE": "offline"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 3, ran.stderr  # 20 steps are too few for the claims
+    verdict = json.loads((tmp_path / "trial" / "verdict.json").read_text())
+    assert verdict["provenance"]["world_size"] == 2
+    assert len(list((tmp_path / "trial" / "wandb").glob("offline-run-*-agent42"))) == 1

@@ -1,0 +1,90 @@
+"""The space a search draws from, and what its study is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lab import compose, paths
+from lab.cli.sweep import main
+from lab.errors import Refusal
+from lab.sweep.search import Search, _Trials, corners, space_of
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=interval(0.1,2)", FloatDistribution(0.1, 2.0)),
+        ("a=tag(log,interval(0.1,2))", FloatDistribution(0.1, 2.0, log=True)),
+        ("a=int(interval(1,16))", IntDistribution(1, 16)),
+        ("a=range(1,9)", IntDistribution(1, 8)),
+        ("a=range(0,9,2)", IntDistribution(0, 8, step=2)),
+        ("a=relu,identity", CategoricalDistribution(["relu", "identity"])),
+        ("a=choice(1,2)", CategoricalDistribution([1, 2])),
+    ],
+)
+def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> None:
+    space, fixed = space_of([text, "b=1"])
+    assert space == {"a": expected}
+    assert fixed == ["b=1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a=tag(lag,interval(1,2))", "a=interval(3,2)", "a=tag(log,interval(0,1))", "a=[1],[2]"]
+)
+def test_a_space_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(Refusal):
+        space_of([text])
+
+
+def test_nothing_to_search_is_refused() -> None:
+    with pytest.raises(Refusal, match="nothing to search"):
+        space_of(["a=1"])
+
+
+def test_the_ends_of_every_dimension_are_tried_before_anything_starts() -> None:
+    space, _ = space_of(["a=int(interval(1,16))", "b=x,y"])
+    assert list(corners(space)) == [
+        {"a": "1", "b": "x"},
+        {"a": "16", "b": "x"},
+        {"a": "1", "b": "x"},
+        {"a": "1", "b": "y"},
+    ]
+    with pytest.raises(Refusal, match=r"model\.net\.k=0 is not allowed"):
+        main(["experiment=pca_autoencoder", "hydra/sweeper=optuna", "model.net.k=int(interval(0,4))"])
+
+
+def told(objective: float, **options: object) -> float:
+    trials = _Trials.__new__(_Trials)
+    trials.search = Search(**options)  # type: ignore[arg-type]
+    return trials._told(objective)
+
+
+def test_what_diverged_is_the_worst_there_is() -> None:
+    assert told(math.nan) == math.inf
+    assert told(math.nan, direction="maximize") == -math.inf
+    assert told(1e30, worst=1.0) == 1.0
+    assert told(0.5, worst=1.0, log=True) == pytest.approx(math.log(0.5))
+
+
+def test_proposals_depend_on_the_number_of_the_trial_alone() -> None:
+    space, _ = space_of(["a=interval(0,1)"])
+
+    def draw(number: int) -> object:
+        import optuna
+
+        study = optuna.create_study(sampler=Search(seed=3).sampler_for(number))
+        return study.ask(space).params["a"]
+
+    assert draw(0) == draw(0)
+    assert len({draw(number) for number in range(5)}) == 5
+
+
+@pytest.mark.parametrize("path", sorted((paths.CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_search_spaces_compose(path: object) -> None:
+    name = {"step_size": "linear_regression", "bottleneck": "pca_autoencoder"}[path.stem]  # type: ignore[attr-defined]
+    cfg, hydra = compose.compose_with_hydra([f"experiment={name}", f"sweep={path.stem}"])  # type: ignore[attr-defined]
+    assert cfg.objective.split("/")[1] in cfg.claims
+    assert set(hydra.sweeper.optimum) <= set(hydra.sweeper.params)

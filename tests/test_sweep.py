@@ -1,0 +1,163 @@
+"""Sweeps without running them: points, folders, devices, what is read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lab import compose
+from lab.devices import Devices, Need
+from lab.errors import HOLDS, REFUTED, Refusal
+from lab.sweep import plan, results
+from lab.sweep.grid import Optimum
+from lab.sweep.results import Row
+
+PCA = ["experiment=pca_autoencoder", "logger=none"]
+
+
+def test_varying_a_composition_is_composing_with_the_overrides() -> None:
+    more = ["seed=3", "model.net.k=4", "+model.optimizer.weight_decay=0.1", "model.nested=false", "trainer.devices=2"]
+    varied = compose.vary(compose.compose(PCA), more)
+    assert OmegaConf.to_container(varied) == OmegaConf.to_container(compose.compose([*PCA, *more]))
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    points = plan.grid([*PCA, "model.net.k=2,4", "seed=range(3)"])
+    assert [point.name for point in points] == [f"k={k},seed={s}" for k in (2, 4) for s in range(3)]
+    assert [(p.cfg.model.net.k, p.cfg.seed) for p in points] == [(k, s) for k in (2, 4) for s in range(3)]
+    assert len({point.digest for point in points}) == 6
+    assert points[0].overrides == (*PCA, "model.net.k=2", "seed=0")
+
+
+def test_a_group_is_swept_as_well() -> None:
+    points = plan.grid(["experiment=pca_autoencoder,linear_regression", "logger=none"])
+    assert [point.cfg.name for point in points] == ["pca_autoencoder", "linear_regression"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model.net.k=2,a", "model.net.k=a is not allowed: an integer"),
+        ("model.net.kk=2,4", "unknown key model.net.kk=2, did you mean 'model.net.k'?"),
+        ("model.optimizer.lr=interval(0.1,1)", "is an interval, which a grid cannot run through"),
+        ("run_dir=a,b", "a sweep sets run_dir for each of its runs"),
+    ],
+)
+def test_every_point_is_checked_before_the_first_one_starts(text: str, said: str) -> None:
+    with pytest.raises(Refusal, match=None) as refused:
+        plan.grid([*PCA, text])
+    assert said in str(refused.value)
+
+
+def test_a_folder_is_named_by_what_the_sweep_is(tmp_path: Path) -> None:
+    _, hydra = compose.compose_with_hydra(PCA)
+    points = plan.grid([*PCA, "seed=0,1"])
+    named = plan.folder(hydra, "pca_autoencoder", [point.digest for point in points])
+    assert named == plan.folder(hydra, "pca_autoencoder", [point.digest for point in reversed(points)])
+    other = plan.grid([*PCA, "seed=0,2"])
+    assert named != plan.folder(hydra, "pca_autoencoder", [point.digest for point in other])
+    hydra.sweep.dir = str(tmp_path)
+    assert plan.folder(hydra, "pca_autoencoder", []) == tmp_path
+
+
+def test_a_folder_that_holds_another_sweep_is_refused(tmp_path: Path) -> None:
+    plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "seed=0,1"]))
+    plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "seed=0,1,2"]))
+    assert [entry["name"] for entry in plan.read_record(tmp_path)["points"]] == ["seed=0", "seed=1", "seed=2"]
+    with pytest.raises(Refusal, match="holds another sweep"):
+        plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "k=4", "seed=0,1"]))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"points": []}'])
+def test_a_folder_without_a_readable_record_is_no_sweep(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / plan.RECORD).write_text(content)
+    with pytest.raises(Refusal):
+        results.collect(tmp_path)
+
+
+def test_no_device_is_lent_twice() -> None:
+    devices = Devices({"cpu": [0, 1, 2], "cuda": [0, 1]})
+    assert devices.take(Need("cpu", 2)) == (0, 1)
+    assert devices.take(Need("cpu", 2)) is None
+    assert devices.take(Need("cpu", 1)) == (2,)
+    devices.give(Need("cpu", 2), (0, 1))
+    assert devices.take(Need("cpu", 2)) == (0, 1)
+    assert devices.take(Need("cuda", 1, exactly=(1,))) == (1,)
+    assert devices.take(Need("cuda", 1, exactly=(1,))) is None
+    assert devices.take(Need("cuda", 1)) == (0,)
+
+
+def test_what_a_run_needs() -> None:
+    assert Need.of(compose.compose([*PCA, "trainer.accelerator=cpu", "threads=1"])) == Need("cpu", 1)
+
+
+def row(name: str, objective: float, *, held: int = 1, state: results.State = "done", **values: str) -> Row:
+    return Row(name, values, Path(name), state, objective=objective, compared="loss", held=held, claims=1, seconds=1.0)
+
+
+def test_seeds_are_averaged_with_their_standard_error() -> None:
+    groups = results.by_values(
+        [row("a", 1.0, k="2", seed="0"), row("b", 3.0, k="2", seed="1"), row("c", 5.0, k="4", seed="0")]
+    )
+    assert [group.values for group in groups] == [{"k": "2"}, {"k": "4"}]
+    assert groups[0].mean == 2.0
+    assert groups[0].standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
+    assert math.isnan(groups[1].standard_error)
+
+
+def test_seeds_alone_are_rows_of_their_own() -> None:
+    assert len(results.by_values([row("a", 1.0, seed="0"), row("b", 3.0, seed="1")])) == 2
+
+
+def test_the_best_row_is_held_against_theory(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("a", 2.0, lr="0.5"), row("b", 1.0, lr="0.99"), row("c", math.nan, lr="1.5")]
+    assert Optimum({"lr": 1.0}, "minimize", 0.02, "").judge(rows) == HOLDS
+    assert Optimum({"lr": 1.0}, "minimize", 0.001, "").judge(rows) == REFUTED
+    assert Optimum({"lr": 0.5}, "maximize", 0.0, "").judge(rows) == HOLDS
+    assert "as theory says" in capsys.readouterr().out
+
+
+def finished(path: Path, *, metrics: str = "step,loss/net\n0,4.0\n50,2.5\n") -> Path:
+    path.mkdir()
+    (path / "metrics.csv").write_text(metrics)
+    claims = [{"name": "a", "holds": True, "measured": 7.0}, {"name": "b", "holds": False, "measured": None}]
+    (path / "verdict.json").write_text(json.dumps({"claims": claims, "provenance": {"seconds": 3.0}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [(None, 2.5), ("loss/net", 2.5), ("claim/a/measured", 7.0), ("claim/b/measured", None), ("nothing", None)],
+)
+def test_the_objective_of_a_run(tmp_path: Path, objective: str | None, expected: float | None) -> None:
+    found = results.row("r", {}, finished(tmp_path / "r"), objective)
+    assert (found.state, found.held, found.claims, found.holds) == ("done", 1, 2, False)
+    assert found.objective == expected if expected is not None else math.isnan(found.objective)
+
+
+def test_a_torn_last_row_is_not_read(tmp_path: Path) -> None:
+    found = results.row("r", {}, finished(tmp_path / "r", metrics="step,loss/net\n0,4.0\n50"), None)
+    assert found.objective == 4.0
+
+
+def test_the_state_of_runs_without_a_verdict(tmp_path: Path) -> None:
+    assert results.row("a", {}, tmp_path / "a", None).state == "waiting"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "console.log").write_text("Traceback\nRuntimeError: no\n\n")
+    failed = results.row("b", {}, tmp_path / "b", None)
+    assert (failed.state, failed.reason) == ("failed", "RuntimeError: no")
+
+
+def test_results_csv_has_a_line_for_every_point(tmp_path: Path) -> None:
+    results.write_csv([row("a", 1.0, k="2"), row("b", math.nan, state="failed", k="4")], tmp_path / "results.csv")
+    lines = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(line["run"], line["k"], line["state"], line["objective"]) for line in lines] == [
+        ("a", "2", "done", "1.0"),
+        ("b", "4", "failed", ""),
+    ]
