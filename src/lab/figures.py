@@ -93,7 +93,7 @@ _style_lock = threading.Lock()
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """The lab's style and nothing of the user's; one thread at a time, as matplotlib keeps it for the process."""
     with _style_lock, matplotlib.style.context(["default", STYLE]):
         yield
@@ -116,7 +116,7 @@ def draw(evidence: Sequence[Evidence], *, title: str, finished: str = "", width:
     rows = -(-len(evidence) // columns)
     refuted = sum(not e.judged.holds for e in evidence)
     outcome = f"refuted ({refuted} of {len(evidence)} claims)" if refuted else "holds"
-    with _style():
+    with style():
         figure = Figure(figsize=(width * _CM * (0.65 if columns == 1 else 1), (5.5 * rows + 1.8) * _CM))
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -130,13 +130,13 @@ def draw(evidence: Sequence[Evidence], *, title: str, finished: str = "", width:
     return figure
 
 
-def save(figure: Figure, folder: Path) -> None:
+def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """Write figure.svg and figure.png (200 dpi) into `folder`; the same evidence gives the same bytes."""
-    with _style():
+    with style():
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
-            write_atomically(folder / f"figure.{suffix}", buffer.getvalue())
+            write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
 
 
 @dataclass(frozen=True)
