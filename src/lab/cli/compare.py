@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
     given = arguments.parse_args(argv)
     for file in (given.html, given.csv):
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
-            raise Refusal(f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'there is no such folder'}")
+            raise Refusal(
+                f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'there is no such folder'}"
+            )
     comparison = Comparison(load(given.runs), given.by, given.metric)
     print_comparison(comparison)
     with _written(paths.OUTPUTS / "compare.svg"):

@@ -90,10 +90,11 @@ def _claim(ax: Axes, comparison: Comparison) -> None:
                 ax.plot(x, claim.measured, "o", ms=7, mfc="none", mec=REFUTED, mew=0.8)
     ax.plot([], [], "o", ms=3, color=MEASURED, label="measured")
     ax.plot([], [], "o", ms=7, mfc="none", mec=REFUTED, mew=0.8, label="refuted")
-    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center")
+    ax.set_xticks(
+        range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
+    )
     numbers = [v for run in comparison.runs for c in run.claims if c.name == name for v in (c.predicted, c.measured)]
     if spread_over_decades([([], numbers)]):
         ax.set_yscale("log")
     ax.set_ylabel(comparison.metric)
     ax.legend()
-

@@ -26,9 +26,7 @@ from lab.sweep.results import State
 DEPTH = 4
 """Levels below a folder at which runs are looked for: outputs/sweeps/<experiment>/<sweep>."""
 LARGEST_CONFIG = 4_000_000
-_KINDS = (
-    "a run directory has config.yaml or verdict.json, a sweep's folder sweep.json, wandb's folder of a run a .wandb file"
-)
+_KINDS = "a run directory has config.yaml or verdict.json, a sweep's folder sweep.json, wandb's folder of a run a .wandb file"
 
 Curve = tuple[list[float], list[float]]
 """Steps and values."""
@@ -265,9 +263,7 @@ def _under_own_names(runs: Sequence[Loaded]) -> list[Loaded]:
         names = [run.name for run in runs]
         if len(set(names)) == len(names):
             break
-        runs = [
-            replace(run, name=_longer(run, depth)) if names.count(run.name) > 1 else run for run in runs
-        ]
+        runs = [replace(run, name=_longer(run, depth)) if names.count(run.name) > 1 else run for run in runs]
     seen: dict[str, int] = {}
     unique = []
     for run in runs:

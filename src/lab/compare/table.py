@@ -37,7 +37,9 @@ class Comparison:
         known = list(dict.fromkeys(key for run in runs for key in run.config))
         for key in by:
             if key not in known:
-                raise Refusal(f"--by {key} is in no run's config{nearest(key, known)}; it takes keys such as {_few(known)}")
+                raise Refusal(
+                    f"--by {key} is in no run's config{nearest(key, known)}; it takes keys such as {_few(known)}"
+                )
         self.metric = self._metric(metric)
 
     def _metric(self, asked: str | None) -> str:
@@ -45,10 +47,14 @@ class Comparison:
         claims = [f"claim/{name}" for name in self.claims]
         if asked is None:
             objective = next((str(run.config["objective"]) for run in self.runs if run.config.get("objective")), "")
-            return objective or first_loss(curves) or next(iter([*curves, *(f"{name}/measured" for name in claims)]), "")
+            return (
+                objective or first_loss(curves) or next(iter([*curves, *(f"{name}/measured" for name in claims)]), "")
+            )
         allowed = [*curves, *claims, *(f"{name}/{number}" for name in claims for number in _NUMBERS)]
         if asked not in allowed:
-            raise Refusal(f"--metric {asked} is in no run{nearest(asked, allowed)}; allowed: {_few([*curves, *claims])}")
+            raise Refusal(
+                f"--metric {asked} is in no run{nearest(asked, allowed)}; allowed: {_few([*curves, *claims])}"
+            )
         return asked
 
     @cached_property
