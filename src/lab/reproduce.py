@@ -89,14 +89,14 @@ def same_place(there: Path, here: Path) -> bool:
     return here.resolve().is_relative_to(there.resolve())
 
 
-# ------------------------------------------------------------------------------------------------------------ provenance
+# ----------------------------------------------------------------------------------------------------------- provenance
 
 
 def origin(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[Line]:
     """Commit, changes, versions and hardware, of the record and of the run made now."""
     yield _line("commit", recorded.get("commit"), here.get("commit"))
     changes = {True: "uncommitted changes", False: "no uncommitted changes"}
-    dirty = [changes.get(provenance.get("dirty")) for provenance in (recorded, here)]
+    dirty = [changes.get(bool(side["dirty"])) if side.get("dirty") is not None else None for side in (recorded, here)]
     if dirty == [changes[True]] * 2:
         yield Line("tree", None, "uncommitted changes both times, which may not be the same")
     else:
@@ -123,7 +123,7 @@ def _line(what: str, recorded: Any, here: Any) -> Line:
     return Line(what, False, f"recorded {recorded}, here {here}")
 
 
-# --------------------------------------------------------------------------------------------------------------- outcome
+# -------------------------------------------------------------------------------------------------------------- outcome
 
 
 def outcome(there: Path, here: Path) -> tuple[Outcome, list[Line]]:

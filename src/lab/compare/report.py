@@ -33,7 +33,7 @@ def report(comparison: Comparison, entity: str, project: str) -> Any:
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
-        raise Refusal("--report needs the package wandb-workspaces: pip install 'wandb[workspaces]'") from None
+        raise Refusal("--report needs the package wandb-workspaces: pip install wandb-workspaces") from None
 
     from wandb_workspaces import expr
 

@@ -114,7 +114,7 @@ def parse(address: str) -> tuple[str, str, dict[str, Any]]:
             raise Refusal(f"{address}: the filters are not JSON: {error}") from None
     else:
         pairs = parse_qsl(query, keep_blank_values=True)
-        if query and (len(pairs) != len(query.split("&")) or any(not key for key, _ in pairs)):
+        if query and not all(re.match(r"[^=]+=", part) for part in query.split("&")):
             raise Refusal(f"{address}: filters are key=value joined by &, or a JSON object")
         filters = {key: _value(text) for key, text in pairs}
     return match[1], match[2], filters
@@ -192,12 +192,20 @@ def _curves(history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     for row in history:
         step = number(row.get(STEP, row.get("_step")))
         for key, value in row.items():
-            is_number = isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
-            if is_number and not key.startswith("_") and key != STEP and f"{key.partition('.')[0]}._type" not in row:
+            if (
+                _is_number(value)
+                and not key.startswith("_")
+                and key != STEP
+                and f"{key.partition('.')[0]}._type" not in row
+            ):
                 steps, values = curves.setdefault(printable(key), ([], []))
                 steps.append(step)
                 values.append(number(value))
     return {name: curve for name, curve in curves.items() if all(map(math.isfinite, curve[0]))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) or value in ("NaN", "Infinity", "-Infinity")
 
 
 def _is_config(key: str) -> bool:
