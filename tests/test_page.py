@@ -108,6 +108,9 @@ def test_it_opens_without_a_complaint_and_without_a_network(opened: Callable[...
     assert page.find("h1").text == "4 runs of pca, 3 of 4 judged hold"
     assert page.js("document.querySelectorAll('#curves .scatterlayer .trace').length") == 4
     assert page.js("document.body.scrollWidth <= window.innerWidth")
+    buttons = page.js("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
+    assert "Zoom" in buttons
+    assert not [title for title in buttons if "Share" in title or "Edit" in title]  # they would upload the runs
 
 
 def test_a_click_on_a_header_sorts_by_numbers_and_back(opened: Callable[..., Page]) -> None:

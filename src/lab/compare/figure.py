@@ -24,13 +24,13 @@ _CM = 1 / 2.54
 def draw(comparison: Comparison) -> Figure:
     """The metric's curves, coloured by group, with the mean where a group's runs share their steps."""
     with style():
-        figure = Figure(figsize=(14 * _CM, 9 * _CM))
+        figure = Figure(figsize=(17 * _CM, 9 * _CM))
         FigureCanvasAgg(figure)
         ax = figure.subplots()
         if any(comparison.metric in run.curves for run in comparison.runs):
-            _curves(ax, comparison)
+            _curves(figure, ax, comparison)
         else:
-            _claim(ax, comparison)
+            _claim(figure, ax, comparison)
         figure.suptitle(comparison.title(), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     return figure
 
@@ -50,7 +50,7 @@ def spread_over_decades(curves: Sequence[Curve]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
 
 
-def _curves(ax: Axes, comparison: Comparison) -> None:
+def _curves(figure: Figure, ax: Axes, comparison: Comparison) -> None:
     drawn: list[Curve] = []
     for i, group in enumerate(comparison.groups):
         colour = COLOURS[i % len(COLOURS)]
@@ -72,10 +72,10 @@ def _curves(ax: Axes, comparison: Comparison) -> None:
     ax.set_xlabel("optimiser step")
     ax.set_ylabel(comparison.metric)
     if len(comparison.groups) <= LEGEND:
-        ax.legend()
+        figure.legend(loc="outside right upper")
 
 
-def _claim(ax: Axes, comparison: Comparison) -> None:
+def _claim(figure: Figure, ax: Axes, comparison: Comparison) -> None:
     """A point a run, a bar of theory behind each group; rings around what was refuted."""
     name = comparison.metric.removeprefix("claim/").partition("/")[0]
     names = [comparison.name(group) for group in comparison.groups]
@@ -97,4 +97,4 @@ def _claim(ax: Axes, comparison: Comparison) -> None:
     if spread_over_decades([([], numbers)]):
         ax.set_yscale("log")
     ax.set_ylabel(comparison.metric)
-    ax.legend()
+    figure.legend(loc="outside right upper")

@@ -85,8 +85,8 @@ def _curves(comparison: Comparison) -> str:
     figure.update_layout(
         template="plotly_white",
         font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13, "color": INK},
-        height=520,
-        margin={"l": 70, "r": 20, "t": 60, "b": 55},
+        height=540,
+        margin={"l": 70, "r": 20, "t": 90, "b": 55},
         xaxis={"title": {"text": "optimiser step"}},
         yaxis={
             "title": {"text": html.escape(names[0])},
@@ -111,7 +111,14 @@ def _curves(comparison: Comparison) -> str:
         full_html=False,
         include_plotlyjs=True,
         div_id="curves",
-        config={"displaylogo": False, "responsive": True, "scrollZoom": True, "showTips": False},
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "scrollZoom": True,
+            "showTips": False,
+            "plotlyServerURL": "",
+            "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
+        },
     )
     hint = "Drag to zoom, double-click to zoom out, click a name to hide its curve, double-click to see it alone."
     return f'<h2>Curves</h2>\n<p>{hint}</p>\n<div class="curves">{plot}</div>'
