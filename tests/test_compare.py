@@ -206,7 +206,7 @@ def test_the_command_prints_and_writes(make: Make, capsys: pytest.CaptureFixture
     assert re.search(r"a +✓ 1\.0+ = 1\.0+", out)
     assert re.search(r"b +✗ 3\.0+ = 1\.0+", out)
     assert re.search(r"c +✗ not finite = 1\.0+", out)
-    rows = list(csv.DictReader(Path("t.csv").open()))
+    rows = list(csv.DictReader(Path("t.csv").read_text().splitlines()))
     assert [(row["run"], row["seed"], row["objective"], row["holds"]) for row in rows] == [
         ("a", "0", "4.0", "true"),
         ("b", "1", "5.0", "false"),

@@ -66,7 +66,8 @@ class Page:
         return self.js("document.getElementById('curves').data.map(t => t.visible ?? true)")
 
     def axis(self, name: str) -> dict[str, Any]:
-        return self.js(f"(a => ({{range: a.range, type: a.type}}))(document.getElementById('curves')._fullLayout.{name})")
+        axis = f"document.getElementById('curves')._fullLayout.{name}"
+        return {"range": self.js(f"{axis}.range"), "type": self.js(f"{axis}.type")}
 
     def complaints(self) -> list[Any]:
         """What the browser's console says, with what it had to fetch beside the page itself."""

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "wandb")
 
 
 def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
-    """Seed, commit, whether the tree was dirty, versions, device and what it is, world size; the run adds when and how long."""
+    """Seed, commit, whether the tree was dirty, versions, device and its name, world size; the run adds its times."""
     commit, dirty = _commit()
     return {
         "seed": seed,

@@ -1,4 +1,4 @@
-"""A recorded run, run again: what it needs, what agrees with the record, what does not. Imports nothing heavy itself."""
+"""A recorded run, run again: what it needs, what agrees with the record, what does not. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from lab.errors import HOLDS, Refusal
 DESCRIPTION = """\
 Compare runs: what differs between their configs, what came out, curves over each other and claims side by side.
 
-A run is a run directory, a sweep's folder, a folder that holds either, one of wandb's offline folders or .wandb files, a
-quoted pattern of such paths, or wandb://entity/project[?filters] for runs on a wandb server; filters are key=value joined
-by & (state=finished, config.seed=0) or a JSON object with MongoDB's operators."""
+A run is a run directory, a sweep's folder, a folder that holds either, one of wandb's offline folders or .wandb files,
+a quoted pattern of such paths, or wandb://entity/project[?filters] for runs on a wandb server; filters are key=value
+joined by & (state=finished, config.seed=0) or a JSON object with MongoDB's operators."""
 
 
 def main(argv: list[str]) -> int:

@@ -9,11 +9,12 @@ from lab.cli.arguments import Arguments
 from lab.errors import HOLDS, REFUTED, Refusal
 
 DESCRIPTION = """\
-Run again what a run directory, or a folder of experiments/, records, in a directory of its own; the old one is only read.
+Run again what a run directory, or a folder of experiments/, records, in a directory of its own; the old one is only
+read.
 
-Says for commit, changes, versions and hardware whether they are those of the record, and whether the outcome is: bitwise
-(every number of the verdict, the curves and the weights of the last checkpoint, as far as the record has them), within
-tolerance (no claim's numbers are further apart than what the claim allows), or not. Exit code 0, or 3 where not."""
+Says for commit, changes, versions and hardware whether they are those of the record, and whether the outcome is:
+bitwise (every number of the verdict, the curves and the weights of the last checkpoint, as far as the record has them),
+within tolerance (no claim's numbers are further apart than what the claim allows), or not. Exit code 0, or 3."""
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 

@@ -26,7 +26,10 @@ from lab.sweep.results import State
 DEPTH = 4
 """Levels below a folder at which runs are looked for: outputs/sweeps/<experiment>/<sweep>."""
 LARGEST_CONFIG = 4_000_000
-_KINDS = "a run directory has config.yaml or verdict.json, a sweep's folder sweep.json, wandb's folder of a run a .wandb file"
+_KINDS = (
+    "a run directory has config.yaml or verdict.json, a sweep's folder sweep.json, wandb's folder of a run a .wandb "
+    "file"
+)
 
 Curve = tuple[list[float], list[float]]
 """Steps and values."""

@@ -20,8 +20,8 @@ from lab.compare.table import Comparison, cells, text
 from lab.figures import INK
 from lab.rundir import write_atomically
 
-POINTS = 1000
-"""More points than this of one curve are thinned, keeping the extremes."""
+POINTS, ALL_POINTS = 1000, 150_000
+"""More points than this, of one curve or of all together, are thinned, keeping the extremes: 40 bytes each."""
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -125,13 +125,15 @@ def _curves(comparison: Comparison) -> str:
 
 
 def _traces(comparison: Comparison, name: str) -> Iterator[Any]:
+    count = sum(len(run.curves) for run in comparison.runs)
+    most = max(100, min(POINTS, ALL_POINTS // count))
     for i, group in enumerate(comparison.groups):
         colour, dash = COLOURS[i % len(COLOURS)], _DASHES[i // len(COLOURS) % len(_DASHES)]
         runs = [run for run in comparison.members(group) if name in run.curves]
         mean = mean_curve([run.curves[name] for run in runs])
         label = html.escape(comparison.name(group))
         for j, run in enumerate(runs):
-            x, y = thinned(run.curves[name])
+            x, y = thinned(run.curves[name], most)
             yield go.Scatter(
                 x=x,
                 y=y,
@@ -144,7 +146,7 @@ def _traces(comparison: Comparison, name: str) -> Iterator[Any]:
             )
         if mean:
             steps, middle, error = mean
-            x, y = thinned((steps, middle.tolist()))
+            x, y = thinned((steps, middle.tolist()), most)
             spread = dict(zip(steps, error.tolist(), strict=True))
             yield go.Scatter(
                 x=x,
@@ -158,13 +160,13 @@ def _traces(comparison: Comparison, name: str) -> Iterator[Any]:
             )
 
 
-def thinned(curve: Curve) -> tuple[list[float], list[float | None]]:
-    """At most `POINTS` points, the lowest and highest of each stretch; what is not finite is a gap."""
+def thinned(curve: Curve, most: int = POINTS) -> tuple[list[float], list[float | None]]:
+    """At most `most` points, the lowest and highest of each stretch; what is not finite is a gap."""
     steps, values = curve
     kept: Sequence[int] = range(len(values))
-    if len(values) > POINTS:
+    if len(values) > most:
         finite = np.nan_to_num(np.array(values), nan=np.inf)
-        stretches = np.array_split(np.arange(len(values)), POINTS // 2 - 1)
+        stretches = np.array_split(np.arange(len(values)), most // 2 - 1)
         extremes = {int(part[pick(finite[part])]) for part in stretches for pick in (np.argmin, np.argmax)}
         kept = sorted(extremes | {0, len(values) - 1})
     return [steps[i] for i in kept], [values[i] if math.isfinite(values[i]) else None for i in kept]
@@ -216,14 +218,17 @@ def _claims(comparison: Comparison) -> str:
             )
         lines.append(line)
     first = "group" if comparison.by else "run"
-    hint = "Measured and predicted, with how many runs hold where several are grouped; the allowed difference is in the tip."
+    hint = (
+        "Measured and predicted, and how many runs hold where several are grouped; the tip has the allowed difference."
+    )
     table = _table("claims", [first, *comparison.claims], lines, numeric=set())
     return f'<h2>Claims</h2>\n<p>{hint}</p>\n<div class="scroll">{table}</div>'
 
 
 def _table(id_: str, header: Sequence[str], lines: Sequence[Sequence[str]], numeric: set[int]) -> str:
     heads = "".join(
-        f'<th scope="col"{" class=number" if i in numeric else ""}><button type="button">{html.escape(name)}</button></th>'
+        f'<th scope="col"{" class=number" if i in numeric else ""}>'
+        f'<button type="button">{html.escape(name)}</button></th>'
         for i, name in enumerate(header)
     )
     rows = "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines)

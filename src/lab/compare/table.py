@@ -64,10 +64,19 @@ class Comparison:
 
     @cached_property
     def differing(self) -> list[str]:
-        """Keys of the config in which the runs differ; of several with the same values, the one that a user would set."""
+        """Keys of the config in which the runs differ; of several with the same values, the one a user would set."""
         keys = dict.fromkeys(key for run in self.runs for key in run.config)
         swept = {key for run in self.runs for key in run.swept}
-        order = sorted(keys, key=lambda key: (key not in self.by, key not in swept, key.count("."), len(key)))
+        order = sorted(
+            keys,
+            key=lambda key: (
+                key not in self.by,
+                key not in swept,
+                len({text(run.config[key]) for run in self.runs if key in run.config}) < 2,
+                key.count("."),
+                len(key),
+            ),
+        )
         seen: dict[tuple[str, ...], str] = {}
         for key in order:
             if key in OF_ONE_RUN or key.partition(".")[0] in OF_ONE_RUN_BELOW:

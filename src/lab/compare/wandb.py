@@ -205,7 +205,7 @@ def _curves(history: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) or value in ("NaN", "Infinity", "-Infinity")
+    return (isinstance(value, int | float) and not isinstance(value, bool)) or value in ("NaN", "Infinity", "-Infinity")
 
 
 def _is_config(key: str) -> bool:
