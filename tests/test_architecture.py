@@ -15,12 +15,13 @@ import pytest
 import lab
 
 PACKAGE = Path(lab.__file__).parent
-HEAVY = {"torch", "lightning", "torchvision", "torchmetrics", "wandb", "scipy", "sklearn", "matplotlib"}
+HEAVY = {"torch", "lightning", "torchvision", "torchmetrics", "wandb", "scipy", "sklearn", "matplotlib", "plotly"}
 
 LAYERS: list[dict[str, str]] = [
     # A module imports from the layers above its own line here, and from itself if it is a package; never from its own
     # layer's other members. `light`: importing it loads nothing of HEAVY.
     {"lab": "light", "lab.errors": "light", "lab.types": "light", "lab.paths": "light", "lab.fastimport": "light"},
+    {"lab.wandb_server": "light"},
     {"lab.random": "heavy", "lab.theory": "heavy"},
     {"lab.algorithms": "heavy", "lab.nets": "heavy", "lab.data": "heavy"},
     {"lab.models": "heavy"},
@@ -28,10 +29,16 @@ LAYERS: list[dict[str, str]] = [
     {"lab.claims": "heavy"},
     {"lab.signature": "light", "lab.compose": "light", "lab.rundir": "light", "lab.table": "light"},
     {"lab.machine": "light", "lab.callbacks": "heavy", "lab.loggers": "heavy", "lab.figures": "heavy"},
-    {"lab.check": "light", "lab.provenance": "light"},
+    {"lab.check": "light", "lab.provenance": "light", "lab.devices": "light"},
     {"lab.run": "heavy"},
     {"lab.launch": "light"},
     {"lab.worker": "light", "lab.warm": "light"},
+    {"lab.sweep": "light"},
+    {"lab.sweep.figure": "heavy"},
+    {"lab.compare": "light"},
+    {"lab.compare.figure": "heavy"},
+    {"lab.compare.page": "heavy", "lab.compare.report": "heavy"},
+    {"lab.reproduce": "light"},
     {"lab.cli": "light"},
     {"lab.__main__": "light"},
 ]
@@ -97,13 +104,13 @@ def test_imports_run_one_way() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "said"),
     [
-        ("lab.theory.x", "from lab.claims import linear_regression", "lab.theory.x (layer 1) imports lab.claims"),
-        ("lab.nets.x", "from lab.data.blocks import Block", "lab.nets.x (layer 2) imports lab.data.blocks.Block"),
-        ("lab.models.x", "def f():\n    import lab.run", "lab.models.x (layer 3) imports lab.run"),
-        ("lab.data.x", "from lab import compose", "lab.data.x (layer 2) imports lab.compose"),
+        ("lab.theory.x", "from lab.claims import linear_regression", "lab.theory.x (layer 2) imports lab.claims"),
+        ("lab.nets.x", "from lab.data.blocks import Block", "lab.nets.x (layer 3) imports lab.data.blocks.Block"),
+        ("lab.models.x", "def f():\n    import lab.run", "lab.models.x (layer 4) imports lab.run"),
+        ("lab.data.x", "from lab import compose", "lab.data.x (layer 3) imports lab.compose"),
         ("lab.newcomer", "", "lab.newcomer has no place: say in LAYERS of test_architecture.py"),
         ("lab.models.x", "import lab.newcomer", "lab.models.x imports lab.newcomer, which has no place"),
-        ("lab.launch", "if True:\n    from lab.cli.run import main", "lab.launch (layer 10) imports lab.cli.run.main"),
+        ("lab.launch", "if True:\n    from lab.cli.run import main", "lab.launch (layer 11) imports lab.cli.run.main"),
     ],
 )
 def test_an_import_the_wrong_way_is_found(module: str, source: str, said: str) -> None:

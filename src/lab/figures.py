@@ -130,13 +130,13 @@ def draw(evidence: Sequence[Evidence], *, title: str, finished: str = "", width:
     return figure
 
 
-def save(figure: Figure, folder: Path) -> None:
+def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """Write figure.svg and figure.png (200 dpi) into `folder`; the same evidence gives the same bytes."""
     with style():
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
-            write_atomically(folder / f"figure.{suffix}", buffer.getvalue())
+            write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
 
 
 @dataclass(frozen=True)

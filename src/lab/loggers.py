@@ -8,27 +8,21 @@ import io
 import logging
 import os
 import queue
-import socket
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers.logger import Logger
 
 from lab.rundir import RunDir, write_atomically
 from lab.types import Positive
+from lab.wandb_server import STEP, TIMEOUT, connect, one_line
 
 log = logging.getLogger("lab")
 
-STEP = "trainer/global_step"
-"""What wandb's curves are plotted over."""
 BACKLOG = 100_000
 """Rows that may wait for wandb (some 50 MB); it takes about 5000 a second."""
-LOGIN_TIMEOUT = 10
-"""Seconds in which wandb's server must say that it accepts the key."""
 
 
 class MetricsFile(Logger):
@@ -194,7 +188,7 @@ class Wandb(Logger):
                 if not self._dead:
                     call()
             except Exception as error:  # whatever goes wrong in wandb, training goes on
-                self._give_up(_one_line(error))
+                self._give_up(one_line(error))
             self._progress += 1
         _teardown()
         self._done.set()
@@ -227,7 +221,7 @@ class Wandb(Logger):
             if mode != "online":
                 raise
             wandb.teardown()
-            mode, why = "offline", f"the server did not take the run ({_one_line(error)})"
+            mode, why = "offline", f"the server did not take the run ({one_line(error)})"
             with _terminal_not_inherited():
                 wandb.setup(settings)
             self._run = wandb.init(**self._about | {"mode": mode}, settings=settings)
@@ -268,21 +262,13 @@ def _mode(wandb: Any, settings: Any) -> tuple[str, str]:
     try:
         if not wandb.login(verify=False, prompt=False):
             return "offline", "no key is configured (wandb login sets one)"
-        _connect(str(found.base_url))
-        wandb.Api(timeout=LOGIN_TIMEOUT)
+        connect(str(found.base_url))
+        wandb.Api(timeout=TIMEOUT)
     except OSError as error:
         return "offline", f"{found.base_url} cannot be reached ({error})"
     except wandb.Error as error:
-        return "offline", f"{found.base_url} does not answer or refuses the key ({_one_line(error)})"
+        return "offline", f"{found.base_url} does not answer or refuses the key ({one_line(error)})"
     return "online", ""
-
-
-def _connect(url: str) -> None:
-    """Raise OSError at once where nothing listens; wandb would try again for as long as it may."""
-    if not urllib.request.getproxies():
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=3).close()
 
 
 def _teardown() -> None:
@@ -315,7 +301,3 @@ def _is_inheritable(fd: int) -> bool:
         return os.get_inheritable(fd)
     except OSError:
         return False
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

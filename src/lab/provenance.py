@@ -14,7 +14,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "wandb")
 
 
 def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
-    """Seed, commit, whether the tree was dirty, versions, device, world size; the run adds when and how long."""
+    """Seed, commit, whether the tree was dirty, versions, device and its name, world size; the run adds its times."""
     commit, dirty = _commit()
     return {
         "seed": seed,
@@ -26,8 +26,23 @@ def provenance(seed: int, device: str, world_size: int) -> dict[str, Any]:
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
         "device": device,
+        "hardware": _hardware(device),
         "world_size": world_size,
     }
+
+
+def _hardware(device: str) -> str:
+    """What the device is: the processor's or the GPU's name, on which the last bits of a result may depend."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
 
 
 def _commit() -> tuple[str | None, bool | None]:

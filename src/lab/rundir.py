@@ -71,7 +71,7 @@ class RunDir:
             write_atomically(self.overrides, "".join(f"{override}\n" for override in overrides))
             write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(frozen | {"run_dir": None})))
             return False
-        there, here = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(self.config), cfg))
+        there, here = (flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(self.config), cfg))
         absent = object()
         differing = sorted(
             key
@@ -176,12 +176,13 @@ class RunDir:
         )
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
     if isinstance(node, dict) and node:
         return {
             k: v
             for key, value in node.items()
-            for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+            for k, v in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: node}
 

@@ -127,7 +127,7 @@ def print_verdict(verdict: Verdict, run_dir: Path, console: Console | None = Non
     Without a console it goes to standard output; where that is no terminal it is as wide as its numbers need.
     """
     table = render(verdict)
-    console = console or _stdout(table)
+    console = console or stdout(table)
     console.print(Text(f"{verdict.experiment}\n", style="bold"), table, sep="\n")
     console.print()
     for heading, path in (
@@ -205,7 +205,7 @@ def verify_table(rows: Iterable[VerifyRow], console: Console | None = None) -> b
     """
     rows = list(rows)
     table = _VerifyTable(rows)
-    (console or _stdout(table)).print(table)
+    (console or stdout(table)).print(table)
     return table.as_theory_says
 
 
@@ -279,7 +279,7 @@ def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
     return Measurement.get(console, options.update(width=10_000), table).maximum
 
 
-def _stdout(table: RenderableType) -> Console:
+def stdout(table: RenderableType) -> Console:
     """Standard output; where it is no terminal, wide enough for all of `table`."""
     console = Console(file=sys.stdout)
     if not console.is_terminal:

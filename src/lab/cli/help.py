@@ -13,6 +13,9 @@ usage
   lab verify [name ...] [--controls] [--seeds N]
                                           run experiments, and their controls, and say what is as theory says
   lab record <run directory>              keep a finished run's verdict and figure in experiments/<name>/
+  lab compare <run, sweep, folder or wandb://entity/project> ... [--by key] [--metric name] [--html FILE] [--csv FILE]
+                                          runs made anywhere in one table, one figure, one page
+  lab reproduce <run directory>           run again what was recorded and say what agrees
   python -m lab ...                       the same; `lab <verb> --help` says more
 
 examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class Row:
 
     name: str
     values: dict[str, str]
-    path: Path
+    path: Path | str
     state: State
     objective: float = math.nan
     compared: str = ""
@@ -61,13 +61,13 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
     verdict = run.read_verdict()
     claims = verdict["claims"]
     history = metrics(run.metrics)
-    compared = objective or next((key for key in history if key.startswith("loss")), "")
+    compared = objective or first_loss(history)
     return Row(
         name,
         values,
         path,
         "done",
-        objective=_objective(compared, claims, history),
+        objective=final(compared, claims, history),
         compared=compared,
         held=sum(claim["holds"] for claim in claims),
         claims=len(claims),
@@ -76,7 +76,12 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
     )
 
 
-def _objective(name: str, claims: Sequence[dict[str, Any]], history: dict[str, list[float]]) -> float:
+def first_loss(history: Iterable[str]) -> str:
+    """The column by which runs are compared where nothing else is said."""
+    return next((key for key in history if key.startswith("loss")), "")
+
+
+def final(name: str, claims: Sequence[Mapping[str, Any]], history: Mapping[str, Sequence[float]]) -> float:
     """The number by which runs are compared; NaN where the run has none of that name.
 
     `claim/<name>/measured` (or another of its numbers) is the verdict's; every other name is a column of metrics.csv,
@@ -117,7 +122,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Points that differ in the seed alone."""
+    """Points that differ in the seed alone, or in all but what they are grouped by."""
 
     values: dict[str, str]
     rows: list[Row]
@@ -139,33 +144,44 @@ class Group:
         return [row.objective for row in self.rows if math.isfinite(row.objective)]
 
 
-def by_values(rows: Iterable[Row]) -> list[Group]:
-    """Rows grouped over seeds, where something else is swept as well."""
+def by_values(rows: Iterable[Row], by: Sequence[str] = ()) -> list[Group]:
+    """Rows grouped by some of their values; by none: over seeds, where something else is swept as well."""
     groups: dict[Any, Group] = {}
     for row in rows:
         rest = {key: value for key, value in row.values.items() if key != "seed"}
         over_seeds = 0 < len(rest) < len(row.values)
-        key = tuple(rest.items()) if over_seeds else row.name
-        groups.setdefault(key, Group(rest if over_seeds else row.values, [])).rows.append(row)
+        values = {key: row.values.get(key, "") for key in by} if by else rest if over_seeds else row.values
+        key = tuple(values.items()) if by or over_seeds else row.name
+        groups.setdefault(key, Group(values, [])).rows.append(row)
     return list(groups.values())
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """What varies, the objective and the claims held, a line for each combination of values."""
+def print_table(rows: Sequence[Row], groups: Sequence[Group] | None = None, over: str = "seeds") -> None:
+    """What varies, the objective and the claims held, a line for each combination of values.
+
+    Args:
+        rows: all of them.
+        groups: the lines of the table; rows grouped over seeds where none are given.
+        over: what the rows of a group differ in.
+    """
     from rich import box
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    groups = by_values(rows)
+    from lab.table import stdout
+
+    groups = by_values(rows) if groups is None else groups
     compared = next((row.compared for row in rows if row.compared), "objective")
-    seeds = any(len(group.rows) > 1 for group in groups)
+    several = any(len(group.rows) > 1 for group in groups)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for key in dict.fromkeys(key for group in groups for key in group.values):
-        table.add_column(key, no_wrap=True)
-    table.add_column(compared + (" (mean ± SE over seeds)" if seeds else ""), justify="right")
+        table.add_column(escape(key), overflow="fold")
+    if several:
+        table.add_column("runs", justify="right")
+    table.add_column(escape(compared) + (f" (mean ± SE over {over})" if several else ""), justify="right")
     table.add_column("claims held", justify="right")
     table.add_column("s", justify="right")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for group in groups:
         done = [row for row in group.rows if row.state == "done"]
         missing = [row for row in group.rows if row.state != "done"]
@@ -174,8 +190,10 @@ def print_table(rows: Sequence[Row]) -> None:
         said = "; ".join(dict.fromkeys(f"{row.state}{': ' if row.reason else ''}{row.reason}" for row in missing))
         seconds = f"{sum(row.seconds for row in done) / len(done):.1f}" if done else ""
         mean = f"{group.mean:.6g}{spread}" if math.isfinite(group.mean) else "not finite" if done else ""
-        table.add_row(*map(_short, group.values.values()), mean, claims, seconds, said)
-    Console().print(table)
+        counted = [str(len(group.rows))] if several else []
+        cells = [*map(_short, group.values.values()), *counted, mean, claims, seconds, said]
+        table.add_row(*map(escape, cells))
+    stdout(table).print(table)
 
 
 def _last_line(path: Path) -> str:

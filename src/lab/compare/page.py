@@ -1,0 +1,248 @@
+"""A comparison as one page that needs no network: sortable tables, zoomable curves, claims."""
+
+from __future__ import annotations
+
+import html
+import math
+import string
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lab import __version__
+from lab.compare.figure import COLOURS, mean_curve, spread_over_decades
+from lab.compare.load import Curve
+from lab.compare.table import Comparison, cells, text
+from lab.figures import INK
+from lab.rundir import write_atomically
+
+POINTS, ALL_POINTS = 1000, 150_000
+"""More points than this, of one curve or of all together, are thinned, keeping the extremes: 40 bytes each."""
+_DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def write(comparison: Comparison, path: Path) -> None:
+    """Write the page."""
+    write_atomically(path, page(comparison))
+
+
+def page(comparison: Comparison) -> str:
+    """The page's text."""
+    template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    by = f"Grouped by {', '.join(comparison.by)}. " if comparison.by else ""
+    return template.substitute(
+        title=html.escape(comparison.title()),
+        subtitle=html.escape(f"{by}Compared by {comparison.metric or 'nothing: no run has a curve or a claim'}."),
+        curves=_curves(comparison),
+        runs=_runs(comparison),
+        claims=_claims(comparison),
+        version=html.escape(__version__),
+        day=time.strftime("%Y-%m-%d"),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def _curves(comparison: Comparison) -> str:
+    names = list(dict.fromkeys(name for run in comparison.runs for name in run.curves))
+    names.sort(key=lambda name: name != comparison.metric)
+    if not names:
+        return ""
+    figure = go.Figure()
+    owner: list[str] = []
+    for name in names:
+        for trace in _traces(comparison, name):
+            figure.add_trace(trace.update(visible=name == names[0]))
+            owner.append(name)
+    logarithmic = [
+        spread_over_decades([run.curves[name] for run in comparison.runs if name in run.curves]) for name in names
+    ]
+    choose = [
+        {
+            "label": html.escape(name),
+            "method": "update",
+            "args": [
+                {"visible": [name == other for other in owner]},
+                {
+                    "yaxis.title.text": html.escape(name),
+                    "yaxis.type": "log" if log else "linear",
+                    "yaxis.autorange": True,
+                },
+            ],
+        }
+        for name, log in zip(names, logarithmic, strict=True)
+    ]
+    scale = [
+        {"label": f"{kind} y", "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.autorange": True}]}
+        for kind in ("log", "linear")
+    ]
+    at_top: dict[str, Any] = {"xanchor": "left", "y": 1.02, "yanchor": "bottom", "bgcolor": "white", "pad": {"b": 6}}
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13, "color": INK},
+        height=540,
+        margin={"l": 70, "r": 20, "t": 90, "b": 55},
+        xaxis={"title": {"text": "optimiser step"}},
+        yaxis={
+            "title": {"text": html.escape(names[0])},
+            "type": "log" if logarithmic[0] else "linear",
+            "exponentformat": "power",
+        },
+        hovermode="closest",
+        legend={"groupclick": "togglegroup", "tracegroupgap": 2},
+        updatemenus=[
+            {"buttons": choose, "x": 0, "showactive": True, **at_top},
+            {
+                "buttons": scale,
+                "type": "buttons",
+                "direction": "right",
+                "x": 0.99,
+                "showactive": False,
+                **at_top | {"xanchor": "right"},
+            },
+        ],
+    )
+    plot = figure.to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        div_id="curves",
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "scrollZoom": True,
+            "showTips": False,
+            "plotlyServerURL": "",
+            "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
+        },
+    )
+    hint = "Drag to zoom, double-click to zoom out, click a name to hide its curve, double-click to see it alone."
+    return f'<h2>Curves</h2>\n<p>{hint}</p>\n<div class="curves">{plot}</div>'
+
+
+def _traces(comparison: Comparison, name: str) -> Iterator[Any]:
+    count = sum(len(run.curves) for run in comparison.runs)
+    most = max(100, min(POINTS, ALL_POINTS // count))
+    for i, group in enumerate(comparison.groups):
+        colour, dash = COLOURS[i % len(COLOURS)], _DASHES[i // len(COLOURS) % len(_DASHES)]
+        runs = [run for run in comparison.members(group) if name in run.curves]
+        mean = mean_curve([run.curves[name] for run in runs])
+        label = html.escape(comparison.name(group))
+        for j, run in enumerate(runs):
+            x, y = thinned(run.curves[name], most)
+            yield go.Scatter(
+                x=x,
+                y=y,
+                mode="lines" if len(x) > 1 else "markers",
+                name=html.escape(run.name) if mean else label,
+                legendgroup=str(i),
+                showlegend=not mean and j == 0,
+                line={"color": colour, "dash": dash, "width": 1 if mean else 1.8},
+                opacity=0.35 if mean else 1,
+            )
+        if mean:
+            steps, middle, error = mean
+            x, y = thinned((steps, middle.tolist()), most)
+            spread = dict(zip(steps, error.tolist(), strict=True))
+            yield go.Scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                name=f"{label} (mean of {len(runs)})",
+                legendgroup=str(i),
+                line={"color": colour, "dash": dash, "width": 2.6},
+                customdata=[spread.get(step, math.nan) for step in x],
+                hovertemplate="%{y:.6g} ± %{customdata:.2g} at %{x}",
+            )
+
+
+def thinned(curve: Curve, most: int = POINTS) -> tuple[list[float], list[float | None]]:
+    """At most `most` points, the lowest and highest of each stretch; what is not finite is a gap."""
+    steps, values = curve
+    kept: Sequence[int] = range(len(values))
+    if len(values) > most:
+        finite = np.nan_to_num(np.array(values), nan=np.inf)
+        stretches = np.array_split(np.arange(len(values)), most // 2 - 1)
+        extremes = {int(part[pick(finite[part])]) for part in stretches for pick in (np.argmin, np.argmax)}
+        kept = sorted(extremes | {0, len(values) - 1})
+    return [steps[i] for i in kept], [values[i] if math.isfinite(values[i]) else None for i in kept]
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _runs(comparison: Comparison) -> str:
+    keys = list(dict.fromkeys([*comparison.by, *comparison.differing]))
+    header = ["run", *keys, comparison.metric or "–", "claims held", "seconds", "state"]
+    lines = []
+    for row in comparison.rows:
+        mark = "good" if row.holds else "bad"
+        held = (
+            f'<span class="mark-{mark}">{"✓" if row.holds else "✗"}</span> {row.held}/{row.claims}'
+            if row.claims
+            else ""
+        )
+        state = row.state + (f": {row.reason}" if row.reason else "")
+        lines.append(
+            [
+                _td(row.name),
+                *(_td(row.values[key], numeric=_is_number(row.values[key])) for key in keys),
+                _td(f"{row.objective:.6g}", row.objective, numeric=True) if math.isfinite(row.objective) else _td(""),
+                f'<td class="number" data-value="{row.held / row.claims if row.claims else -1}">{held}</td>',
+                _td(f"{row.seconds:.1f}", row.seconds, numeric=True) if math.isfinite(row.seconds) else _td(""),
+                _td(state),
+            ]
+        )
+    return _table("runs", header, lines, numeric={len(keys) + 1, len(keys) + 2, len(keys) + 3})
+
+
+def _claims(comparison: Comparison) -> str:
+    if not comparison.claims:
+        return ""
+    lines = []
+    for name, across in cells(comparison):
+        line = [_td(name)]
+        for found in across:
+            if found is None:
+                line.append(_td(""))
+                continue
+            tip = html.escape(f"allowed difference {found.allowed}")
+            value = found.measured.partition(" ")[0]
+            line.append(
+                f'<td class="{"good" if found.holds else "bad"}" title="{tip}" data-value="{html.escape(value)}">'
+                f"{html.escape(str(found))}</td>"
+            )
+        lines.append(line)
+    first = "group" if comparison.by else "run"
+    hint = (
+        "Measured and predicted, and how many runs hold where several are grouped; the tip has the allowed difference."
+    )
+    table = _table("claims", [first, *comparison.claims], lines, numeric=set())
+    return f'<h2>Claims</h2>\n<p>{hint}</p>\n<div class="scroll">{table}</div>'
+
+
+def _table(id_: str, header: Sequence[str], lines: Sequence[Sequence[str]], numeric: set[int]) -> str:
+    heads = "".join(
+        f'<th scope="col"{" class=number" if i in numeric else ""}>'
+        f'<button type="button">{html.escape(name)}</button></th>'
+        for i, name in enumerate(header)
+    )
+    rows = "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines)
+    return f'<table id="{id_}" class="sortable"><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
+
+
+def _td(shown: Any, value: float | None = None, *, numeric: bool = False) -> str:
+    data = f' data-value="{value!r}"' if value is not None else ""
+    return f"<td{' class=number' if numeric else ''}{data}>{html.escape(text(shown))}</td>"
+
+
+def _is_number(shown: str) -> bool:
+    try:
+        float(shown)
+    except ValueError:
+        return False
+    return True

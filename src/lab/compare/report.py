@@ -1,0 +1,95 @@
+"""A report on a wandb server: the curves by group, and for each claim prediction against measurement."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lab.compare.figure import spread_over_decades
+from lab.compare.table import Comparison, cells
+from lab.compare.wandb import open_api
+from lab.errors import Refusal
+from lab.wandb_server import STEP, one_line
+
+
+def create(comparison: Comparison, project: str) -> str:
+    """Save the report of these runs in entity/project; returns its address."""
+    match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", project)
+    if not match:
+        raise Refusal(f"--report {project} is no project: write entity/project")
+    made = report(comparison, match[1], match[2])
+    open_api(f"--report {project}")
+    import wandb
+
+    try:
+        made.save()
+    except (wandb.Error, ValueError, OSError, KeyError, TypeError) as error:  # the last two: an answer without a report
+        raise Refusal(f"--report {project}: the server did not take it ({one_line(error)})") from None
+    return str(made.url)
+
+
+def report(comparison: Comparison, entity: str, project: str) -> Any:
+    """The report as wandb-workspaces has it, not yet sent."""
+    try:
+        import wandb_workspaces.reports.v2 as wr
+    except ImportError:
+        raise Refusal("--report needs the package wandb-workspaces: pip install wandb-workspaces") from None
+
+    from wandb_workspaces import expr
+
+    panels: list[Any] = []
+    curves = [run.curves[comparison.metric] for run in comparison.runs if comparison.metric in run.curves]
+    if curves:
+        grouped = (
+            {"groupby": wr.Config(comparison.by[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+            if comparison.by
+            else {}
+        )
+        panels.append(
+            wr.LinePlot(
+                title=comparison.metric,
+                x=STEP,
+                y=[comparison.metric],
+                log_y=spread_over_decades(curves),
+                layout=wr.Layout(w=24, h=10),
+                **grouped,
+            )
+        )
+    panels += [
+        wr.ScatterPlot(
+            title=f"{name}: prediction and measurement",
+            x=wr.SummaryMetric(f"claim/{name}/predicted"),
+            y=wr.SummaryMetric(f"claim/{name}/measured"),
+            layout=wr.Layout(x=8 * (i % 3), y=10 + 8 * (i // 3), w=8, h=8),
+        )
+        for i, name in enumerate(comparison.claims)
+    ]
+    runs = wr.Runset(entity=entity, project=project, name="compared", filters=_filters(comparison, expr))
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=comparison.title(),
+        description=f"Made by lab compare, by {comparison.metric}.",
+        width="fluid",
+        blocks=[wr.PanelGrid(runsets=[runs], panels=panels), wr.MarkdownBlock(text=_table(comparison))],
+    )
+
+
+def _filters(comparison: Comparison, expr: Any) -> list[Any]:
+    """Of a sweep, its group, so that runs that are added later appear too; else the runs themselves."""
+    groups = {run.config.get("logger.wandb.group") for run in comparison.runs}
+    if len(groups) == 1 and (group := groups.pop()):
+        return [expr.Metric("Group") == group]
+    return [expr.Metric("ID").isin([run.id for run in comparison.runs])]
+
+
+def _table(comparison: Comparison) -> str:
+    header = ["group" if comparison.by else "run", *comparison.claims]
+    lines = [header, ["---"] * len(header)]
+    for name, across in cells(comparison):
+        lines.append([name, *("" if cell is None else str(cell) for cell in across)])
+    return "\n".join(f"| {' | '.join(_escaped(text) for text in line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|<>\[\]`*_\\])", r"\\\1", text)

@@ -1,0 +1,248 @@
+"""Runs in a table: what differs between them, what came out, their claims side by side. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from lab.compare.load import Claim, Loaded
+from lab.errors import Refusal, nearest
+from lab.sweep.results import Group, Row, by_values, final, first_loss, print_table
+from lab.table import SIGN, number, resolution
+
+OF_ONE_RUN = ("id", "run_dir", "data_root", "title", "chapter")
+OF_ONE_RUN_BELOW = ("logger", "callbacks", "controls", "claims")
+"""Keys, and groups of keys, that are no reason for runs to come out differently."""
+COLUMNS = 8
+"""More differing keys than this are named below the table."""
+_NUMBERS = ("measured", "predicted", "standard_error", "tolerance")
+ABSENT = "–"
+
+
+class Comparison:
+    """Runs, by what they are compared and into what they are grouped.
+
+    Args:
+        runs: of `lab.compare.load`.
+        by: keys of the config; runs that agree in these are one group. None: every run stands for itself.
+        metric: a curve, whose last value counts, or `claim/<name>[/<number>]`; None: the experiment's objective.
+    """
+
+    def __init__(self, runs: Sequence[Loaded], by: Sequence[str] = (), metric: str | None = None) -> None:
+        self.runs, self.by = list(runs), tuple(by)
+        known = list(dict.fromkeys(key for run in runs for key in run.config))
+        for key in by:
+            if key not in known:
+                raise Refusal(
+                    f"--by {key} is in no run's config{nearest(key, known)}; it takes keys such as {_few(known)}"
+                )
+        self.metric = self._metric(metric)
+
+    def _metric(self, asked: str | None) -> str:
+        curves = list(dict.fromkeys(name for run in self.runs for name in run.curves))
+        claims = [f"claim/{name}" for name in self.claims]
+        if asked is None:
+            objective = next((str(run.config["objective"]) for run in self.runs if run.config.get("objective")), "")
+            return (
+                objective or first_loss(curves) or next(iter([*curves, *(f"{name}/measured" for name in claims)]), "")
+            )
+        allowed = [*curves, *claims, *(f"{name}/{number}" for name in claims for number in _NUMBERS)]
+        if asked not in allowed:
+            raise Refusal(
+                f"--metric {asked} is in no run{nearest(asked, allowed)}; allowed: {_few([*curves, *claims])}"
+            )
+        return asked
+
+    @cached_property
+    def claims(self) -> list[str]:
+        """The names of all runs' claims."""
+        return list(dict.fromkeys(claim.name for run in self.runs for claim in run.claims))
+
+    @cached_property
+    def differing(self) -> list[str]:
+        """Keys of the config in which the runs differ; of several with the same values, the one a user would set."""
+        keys = dict.fromkeys(key for run in self.runs for key in run.config)
+        swept = {key for run in self.runs for key in run.swept}
+        order = sorted(
+            keys,
+            key=lambda key: (
+                key not in self.by,
+                key not in swept,
+                len({text(run.config[key]) for run in self.runs if key in run.config}) < 2,
+                key.count("."),
+                len(key),
+            ),
+        )
+        seen: dict[tuple[str, ...], str] = {}
+        for key in order:
+            if key in OF_ONE_RUN or key.partition(".")[0] in OF_ONE_RUN_BELOW:
+                continue
+            texts = tuple(text(run.config.get(key, ABSENT)) for run in self.runs)
+            if len(set(texts)) > 1:
+                seen.setdefault(texts, key)
+        return list(seen.values())
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One for each run, with everything in which it differs."""
+        keys = list(dict.fromkeys([*self.by, *self.differing]))
+        return [
+            Row(
+                run.name,
+                {key: text(run.config.get(key, ABSENT)) for key in keys},
+                run.source,
+                run.state,
+                objective=final(
+                    self.metric, [asdict(claim) for claim in run.claims], {n: v for n, (_, v) in run.curves.items()}
+                ),
+                compared=self.metric,
+                held=sum(claim.holds for claim in run.claims),
+                claims=len(run.claims),
+                seconds=run.seconds,
+                reason=run.reason,
+                measured={claim.name: claim.measured for claim in run.claims},
+            )
+            for run in self.runs
+        ]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What `by` makes of the rows; without it each row, under its name."""
+        if self.by:
+            return by_values(self.rows, self.by)
+        shown = self.differing[:COLUMNS]
+        return [Group({"run": row.name} | {key: row.values[key] for key in shown}, [row]) for row in self.rows]
+
+    def name(self, group: Group) -> str:
+        """A group as a legend and a table call it."""
+        if not self.by:
+            return group.rows[0].name
+        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in group.values.items())
+
+    def members(self, group: Group) -> list[Loaded]:
+        """The runs of a group."""
+        names = {row.name for row in group.rows}
+        return [run for run in self.runs if run.name in names]
+
+    def title(self) -> str:
+        """How many runs of what, and how many of them hold."""
+        experiments = list(dict.fromkeys(run.experiment for run in self.runs if run.experiment))
+        of = f" of {', '.join(experiments)}" if 0 < len(experiments) <= 3 else ""
+        judged = [row for row in self.rows if row.claims]
+        return f"{len(self.runs)} runs{of}, {sum(row.holds for row in judged)} of {len(judged)} judged hold"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One claim in one group of runs."""
+
+    held: int
+    judged: int
+    measured: str
+    predicted: str
+    allowed: str
+
+    @property
+    def holds(self) -> bool:
+        return self.held == self.judged
+
+    def __str__(self) -> str:
+        count = f" {self.held}/{self.judged}" if self.judged > 1 else ""
+        return f"{'✓' if self.holds else '✗'}{count} {self.measured} {self.predicted}"
+
+
+def cell(claims: Sequence[Claim]) -> Cell | None:
+    """The claims of one name in a group of runs: means, and the standard error of the mean over runs."""
+    if not claims:
+        return None
+    measured, predicted = (_mean([getattr(claim, key) for claim in claims]) for key in ("measured", "predicted"))
+    allowed = _mean([claim.tolerance for claim in claims])
+    error = claims[0].standard_error if len(claims) == 1 else _standard_error([claim.measured for claim in claims])
+    digits = resolution(measured - predicted, allowed, error)
+    spread = f" ± {number(error, 0.0, least=2)}" if error and math.isfinite(error) else ""
+    relations = {claim.relation for claim in claims}
+    sign = SIGN.get(relations.pop(), "vs") if len(relations) == 1 else "vs"  # type: ignore[call-overload]
+    return Cell(
+        held=sum(claim.holds for claim in claims),
+        judged=len(claims),
+        measured=number(measured, digits) + spread,
+        predicted=f"{sign} {number(predicted, digits)}",
+        allowed=number(allowed, 0.0, least=3),
+    )
+
+
+def cells(comparison: Comparison) -> Iterator[tuple[str, list[Cell | None]]]:
+    """Each group with a cell for each claim."""
+    for group in comparison.groups:
+        members = comparison.members(group)
+        yield (
+            comparison.name(group),
+            [cell([c for run in members for c in run.claims if c.name == name]) for name in comparison.claims],
+        )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The runs and, below them, their claims: side by side where the width allows it, else one after the other."""
+    print_table(comparison.rows, comparison.groups, over="the rest")
+    if not comparison.by and len(comparison.differing) > COLUMNS:
+        print(f"{len(comparison.differing) - COLUMNS} more keys differ: {_few(comparison.differing[COLUMNS:])}\n")
+    if comparison.claims:
+        _print_claims(comparison)
+
+
+def _print_claims(comparison: Comparison) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    from lab.table import stdout
+
+    side_by_side = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    stacked = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for heading in ("claim", "run", "measured and predicted"):
+        stacked.add_column(heading, overflow="fold")
+    side_by_side.add_column("claims", no_wrap=True)
+    for name in comparison.claims:
+        side_by_side.add_column(escape(name), no_wrap=True)
+    lines = list(cells(comparison))
+    for name, across in lines:
+        side_by_side.add_row(escape(name), *("" if cell is None else _coloured(cell) for cell in across))
+    for i, claim in enumerate(comparison.claims):
+        for j, (name, across) in enumerate(lines):
+            if (found := across[i]) is not None:
+                stacked.add_row("" if j else escape(claim), escape(name), _coloured(found))
+    console = stdout(side_by_side)
+    wide = Measurement.get(console, console.options.update(width=10_000), side_by_side).maximum
+    console.print(side_by_side if wide <= console.width else stacked)
+
+
+def _coloured(cell: Cell) -> str:
+    colour = "green" if cell.holds else "red"
+    return f"[bold {colour}]{str(cell)[0]}[/]{str(cell)[1:]}"
+
+
+def text(value: Any) -> str:
+    """A value of a config as on the command line; a number reads the same whether it went through JSON or YAML."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.15g}" if abs(value) < 1e15 else repr(value)
+    return json.dumps(value, default=str)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,0 +1,325 @@
+"""Comparing runs that were made elsewhere: what is read, what is refused, what the tables and the page say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.cli.compare import main
+from lab.compare import wandb as from_wandb
+from lab.compare.load import Loaded, load
+from lab.compare.page import POINTS, page, thinned
+from lab.compare.table import Comparison, cell, text
+from lab.errors import Refusal
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Writes a run directory as another machine's lab would have left it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, seed: int = 0, k: int = 4, *, measured: float | None = 1.0, **config: Any) -> Path:
+        path = Path(name)
+        path.mkdir(parents=True)
+        frozen = {
+            "name": "pca",
+            "seed": seed,
+            "k": k,
+            "model": {"net": {"k": k, "seed": seed}},
+            "id": path.name,
+        } | config
+        (path / "config.yaml").write_text(yaml.safe_dump(frozen))
+        claim = {"name": "error", "relation": "equal", "predicted": 1.0, "measured": measured, "standard_error": 0.0}
+        claim |= {"tolerance": 0.5, "difference": 0.0, "holds": measured == 1.0, "of another version": [1, 2]}
+        record = {"experiment": "pca", "chapter": 3, "holds": True, "claims": [claim]}
+        record["provenance"] = {"seed": seed, "seconds": 2.0 + seed}
+        (path / "verdict.json").write_text(json.dumps(record))
+        (path / "metrics.csv").write_text(f"step,loss/net,loss/other\n0,10.0,1.0\n50,{k + seed},{seed}\n")
+        return path
+
+    return run
+
+
+def sweep_of(*points: Path) -> None:
+    record = {"experiment": "pca", "overrides": [], "objective": None}
+    entries = [{"name": path.name, "values": {"k": path.name[2:]}, "digest": ""} for path in points]
+    (points[0].parent / "sweep.json").write_text(json.dumps(record | {"points": entries}))
+
+
+def test_runs_sweeps_folders_and_patterns_are_found(make: Make) -> None:
+    a, b, c = make("out/pca/a"), make("out/sweeps/pca/s/k=4"), make("out/sweeps/pca/s/k=8", k=8)
+    sweep_of(b, c, Path("out/sweeps/pca/s/k=9"))
+    assert [run.name for run in load([str(a)])] == ["a"]
+    assert [run.name for run in load([str(a / "verdict.json")])] == ["a"]
+    assert [(run.name, run.state) for run in load([str(b.parent)])] == [
+        ("k=4", "done"),
+        ("k=8", "done"),
+        ("k=9", "waiting"),
+    ]
+    assert {run.name for run in load(["out"])} == {"a", "k=4", "k=8", "k=9"}
+    assert {run.name for run in load(["out/*/a", "out/sweeps/*/*/k=[48]"])} == {"a", "k=4", "k=8"}
+    assert len(load([str(a), str(a), "out/pca"])) == 1
+
+
+def test_same_names_are_told_apart(make: Make) -> None:
+    make("x/s/a"), make("y/s/a"), make("z/b")
+    assert {run.name for run in load(["x", "y", "z"])} == {"x/s/a", "y/s/a", "b"}
+
+
+def test_what_lab_record_kept_is_a_run(make: Make) -> None:
+    path = make("kept")
+    (path / "config.yaml").unlink()
+    (run,) = load(["kept"])
+    assert (run.experiment, run.config["seed"], run.claims[0].measured) == ("pca", 0, 1.0)
+
+
+def test_an_unfinished_run_says_why(make: Make) -> None:
+    path = make("a")
+    (path / "verdict.json").unlink()
+    (path / "console.log").write_text("lab: trainer.devices=9 is too many\n")
+    (run,) = load(["a"])
+    assert (run.state, run.reason) == ("failed", "trainer.devices=9 is too many")
+    assert run.curves["loss/net"] == ([0.0, 50.0], [10.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("verdict.json", '{"experiment": "pca", "cla', "verdict.json is torn: it is not JSON"),
+        ("verdict.json", "[" * 100_000, "verdict.json is torn"),
+        ("verdict.json", '{"claims": 3}', "is not a verdict: it has no experiment"),
+        ("verdict.json", '{"experiment": "pca", "claims": [{}], "provenance": {}}', "is not a verdict"),
+        ("config.yaml", "a: [", "config.yaml is torn or not the config of a run"),
+        ("config.yaml", "!!python/object/apply:os.system [exit]", "config.yaml is torn or not the config"),
+        ("config.yaml", "a: &a [1, 2]\nb: [*a, *a]", "config.yaml is torn or not the config"),
+        ("config.yaml", "- 1\n", "config.yaml is torn or not the config"),
+        ("metrics.csv", "step,loss\n0,abc\n", "metrics.csv is torn or no table of numbers"),
+        ("metrics.csv", b"\xff\xfe\x00", "metrics.csv is torn or no table of numbers"),
+    ],
+)
+def test_a_torn_file_is_one_line(
+    make: Make, capsys: pytest.CaptureFixture[str], file: str, content: str | bytes, said: str
+) -> None:
+    (make("all/a") / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    make("all/b")
+    with pytest.raises(Refusal, match=re.escape(said)):
+        load(["all/a"])
+    assert [run.name for run in load(["all"])] == ["b"]
+    line = capsys.readouterr().err
+    assert line.startswith("lab: left out: all/a/")
+    assert said in line
+    assert line.count("\n") == 1
+
+
+def test_a_torn_last_row_of_the_metrics_is_left_out(make: Make) -> None:
+    with (make("a") / "metrics.csv").open("a") as file:
+        file.write("100,3")
+    assert load(["a"])[0].curves["loss/net"] == ([0.0, 50.0], [10.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["runs/b"], r"runs/b does not exist, did you mean 'runs/a'\?"),
+        (["empty"], "empty is no run and holds none: a run directory has config.yaml"),
+        (["runs/*/nothing*"], r"runs/\*/nothing\* matches no run"),
+        (["runs/a", "--by", "model.net.kk"], "--by model.net.kk is in no run's config, did you mean 'model.net.k'"),
+        (["runs/a", "--metric", "loss/nett"], "--metric loss/nett is in no run, did you mean 'loss/net'"),
+        (["runs/a", "--metric", "claim/eror"], "did you mean 'claim/error'"),
+        (["runs/a", "--html", "nowhere/p.html"], "nowhere/p.html cannot be written: there is no such folder"),
+        (["runs/a", "--hmtl", "p.html"], "did you mean '--html'"),
+        (["wandb://me"], "wandb://me is no address: write wandb://entity/project"),
+        (["wandb://me/lab?state"], "filters are key=value joined by &"),
+        (['wandb://me/lab?{"state":'], "the filters are not JSON"),
+    ],
+)
+def test_wrong_words_are_refused(make: Make, words: list[str], said: str) -> None:
+    make("runs/a")
+    Path("empty").mkdir()
+    with pytest.raises(Refusal, match=said):
+        main(words)
+
+
+def test_a_sweep_cannot_point_out_of_its_folder(make: Make) -> None:
+    make("s/k=4")
+    sweep_of(Path("s/k=4"))
+    Path("s/sweep.json").write_text(Path("s/sweep.json").read_text().replace('"k=4"', '"../../etc"'))
+    with pytest.raises(Refusal, match="is no name of a folder"):
+        load(["s"])
+
+
+def test_what_differs_is_a_column_and_what_follows_from_it_is_not(make: Make) -> None:
+    make("a", 0, 4, logger={"x": 1}), make("b", 1, 4, logger={"x": 2}), make("c", 1, 8, extra=None)
+    comparison = Comparison(load(["a", "b", "c"]))
+    assert comparison.differing == ["k", "seed", "extra"]
+    assert [row.values for row in comparison.rows] == [
+        {"k": "4", "seed": "0", "extra": "–"},
+        {"k": "4", "seed": "1", "extra": "–"},
+        {"k": "8", "seed": "1", "extra": "null"},
+    ]
+
+
+def test_grouped_by_a_key_it_is_the_mean_and_its_standard_error(make: Make) -> None:
+    for seed in range(3):
+        make(f"a{seed}", seed, 4), make(f"b{seed}", seed, 8)
+    comparison = Comparison(load(["a*", "b*"]), by=["model.net.k"])
+    assert [(group.values, group.mean) for group in comparison.groups] == [
+        ({"model.net.k": "4"}, 5),
+        ({"model.net.k": "8"}, 9),
+    ]
+    assert comparison.groups[0].standard_error == pytest.approx(1 / math.sqrt(3))
+    assert [comparison.name(group) for group in comparison.groups] == ["k=4", "k=8"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "objective", "compared", "value"),
+    [
+        (None, None, "loss/net", 4.0),
+        (None, "loss/other", "loss/other", 0.0),
+        ("claim/error", None, "claim/error", 1.0),
+        ("claim/error/tolerance", "loss/other", "claim/error/tolerance", 0.5),
+    ],
+)
+def test_by_what_runs_are_compared(
+    make: Make, metric: str | None, objective: str | None, compared: str, value: float
+) -> None:
+    make("a", objective=objective)
+    (row,) = Comparison(load(["a"]), metric=metric).rows
+    assert (row.compared, row.objective) == (compared, value)
+
+
+def test_the_command_prints_and_writes(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("a"), make("b", 1, measured=3.0), make("c", 2, measured=None)
+    assert main(["a", "b", "c", "--csv", "t.csv", "--html", "p.html"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"b +1 +5 +0/1 +3\.0", out)
+    assert re.search(r"a +✓ 1\.0+ = 1\.0+", out)
+    assert re.search(r"b +✗ 3\.0+ = 1\.0+", out)
+    assert re.search(r"c +✗ not finite = 1\.0+", out)
+    rows = list(csv.DictReader(Path("t.csv").read_text().splitlines()))
+    assert [(row["run"], row["seed"], row["objective"], row["holds"]) for row in rows] == [
+        ("a", "0", "4.0", "true"),
+        ("b", "1", "5.0", "false"),
+        ("c", "2", "6.0", "false"),
+    ]
+    assert Path("outputs/compare.png").stat().st_size > 5000
+    assert "<svg" in Path("outputs/compare.svg").read_text()
+
+
+def test_a_narrow_terminal_gets_the_claims_one_after_the_other(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make("a")
+    record = json.loads((path / "verdict.json").read_text())
+    record["claims"] = [record["claims"][0] | {"name": f"a_claim_with_a_long_name_{i}"} for i in range(9)]
+    (path / "verdict.json").write_text(json.dumps(record))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("lab.table.stdout", lambda _: __import__("rich.console").console.Console(width=80))
+    main(["a"])
+    assert len(re.findall(r"a_claim_with_a_long_name_\d +a +✓ 1", capsys.readouterr().out)) == 9
+
+
+def test_nothing_in_a_record_steers_the_terminal(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make("a", text="\x1b[31mred [bold]x[/bold]")
+    make("b", text="plain")
+    record = json.loads((path / "verdict.json").read_text())
+    record["claims"][0]["name"] = "\x1b]0;title\x07 [red]claim[/]"
+    (path / "verdict.json").write_text(json.dumps(record))
+    main(["a", "b"])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "red [bold]x[/bold]" in out
+    assert "[red]claim[/]" in out
+
+
+def test_the_page_is_whole_and_escapes_what_it_shows(make: Make) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    path = make("a", text=evil)
+    make("b", text="plain")
+    (path / "metrics.csv").write_text(f'step,loss/net,"{evil}"\n0,1.0,2.0\n')
+    record = json.loads((path / "verdict.json").read_text())
+    record["claims"][0]["name"] = evil
+    (path / "verdict.json").write_text(json.dumps(record))
+    made = page(Comparison(load(["a", "b"])))
+    assert "<script>alert" not in made
+    assert "<img src=x" not in made
+    assert not re.search(r"<(script|link|img|iframe)[^>]* (src|href)=", made)
+    assert 4e6 < len(made.encode()) < 6e6
+    assert "default-src 'none'" in made
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_extremes() -> None:
+    values = [1.0] * 100_000
+    values[41_234], values[77_777], values[99_000] = 50.0, -3.0, math.inf
+    steps, shown = thinned(([float(i) for i in range(100_000)], values))
+    assert len(steps) <= POINTS
+    assert (steps[0], steps[-1]) == (0.0, 99_999.0)
+    assert dict(zip(steps, shown, strict=True))[41_234.0] == 50.0
+    assert dict(zip(steps, shown, strict=True))[77_777.0] == -3.0
+    assert None in shown
+    assert thinned(([0.0, 1.0], [math.nan, 2.0])) == ([0.0, 1.0], [None, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(8, "8"), (8.0, "8"), (0.01, "0.01"), (1e-30, "1e-30"), (True, "true"), (None, "null"), ([1], "[1]")],
+)
+def test_a_value_reads_the_same_from_json_and_yaml(value: Any, shown: str) -> None:
+    assert text(value) == shown
+
+
+def test_filters() -> None:
+    assert from_wandb.parse("wandb://me/lab") == ("me", "lab", {})
+    assert from_wandb.parse("wandb://me/lab?state=finished&config.seed=0&config.lr=1e-2&config.on=true")[2] == {
+        "state": "finished",
+        "config.seed": 0,
+        "config.lr": 0.01,
+        "config.on": True,
+    }
+    assert from_wandb.parse('wandb://me/lab?{"config.seed": {"$lt": 3}}')[2] == {"config.seed": {"$lt": 3}}
+
+
+def test_a_run_of_wandb_need_not_stem_from_the_lab() -> None:
+    run = from_wandb.loaded(
+        "swift-fox",
+        "address",
+        {"lr": 0.1, "net": {"depth": 3}, "_wandb": {"x": 1}},
+        {"loss": 2, "claim/a/holds": True, "claim/a/measured": "NaN", "claim/half": 1, "best": {"max": 3}},
+        [
+            {"_step": 0, "loss": 3, "note": "hi", "figure._type": "image-file", "figure.size": 5},
+            {"_step": 7, "loss": "Infinity", "ok": True, "nested": {"a": 1}},
+            {"_step": "what", "other": 3},
+        ],
+        state="done",
+        reason="",
+        id_="i",
+    )
+    assert run.config == {"lr": 0.1, "net.depth": 3}
+    assert run.curves == {"loss": ([0.0, 7.0], [3.0, math.inf])}
+    (claim,) = run.claims
+    assert (claim.name, claim.holds, claim.relation) == ("a", True, "")
+    assert math.isnan(claim.measured)
+    assert str(cell([claim])) == "✓ not finite vs not finite"
+
+
+def test_of_a_resumed_run_the_newest_of_wandbs_folders_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> Loaded:
+        return Loaded("id", path, "done", id="id" if "other" not in str(path) else "other")
+
+    monkeypatch.setattr(from_wandb, "offline", read)
+    for name in ("offline-run-1-id", "offline-run-2-id", "run-0-other"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / "run.wandb").touch()
+    found = load([str(tmp_path / "wandb")])
+    assert [Path(run.source).parent.name for run in found] == ["offline-run-2-id", "run-0-other"]
