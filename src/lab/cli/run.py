@@ -84,11 +84,9 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
 def _run(overrides: list[str]) -> int:
     frozen = _frozen(overrides)
     cfg = compose.compose(overrides) if frozen is None else frozen
-    from lab import check, machine
+    from lab import check
 
-    if frozen is None:
-        check.check_config(cfg)
-    machine.check_machine(cfg)  # what is frozen was checked when it was frozen, perhaps on another machine
+    check.check(cfg)  # a frozen config too: it may be torn, of another version, or of another machine
     from lab.launch import launch
 
     return launch(cfg, overrides)
@@ -99,18 +97,16 @@ def _frozen(overrides: list[str]) -> DictConfig | None:
     values = {override.key_or_group: override.value() for override in map(compose.parse, overrides)}
     if "run_dir" not in values or "experiment" in values:
         return None
+    from lab.rundir import RunDir
+
     path = Path(str(values["run_dir"]))
-    if not (path / "config.yaml").is_file():
+    run = RunDir(path)
+    if not run.exists:
         raise Refusal(f"run_dir={path} holds no run to continue; say experiment=<name> to start one there")
     if len(overrides) > 1:
         other = next(text for text in overrides if not text.lstrip("+").startswith("run_dir="))
         raise Refusal(f"{other}: the run in run_dir={path} goes on with its frozen config, which takes no overrides")
-    from omegaconf import DictConfig, OmegaConf
-
-    with compose.refusals():
-        cfg = OmegaConf.load(path / "config.yaml")
-    if not isinstance(cfg, DictConfig) or not {"name", "trainer", "data"} <= cfg.keys():
-        raise Refusal(f"run_dir={path}: its config.yaml is not that of a run")
+    cfg = run.read_config()
     cfg.run_dir = str(path)
     return cfg
 
@@ -119,11 +115,14 @@ def _with_hydra(flags: dict[str, str | None], overrides: list[str]) -> int:
     """Let Hydra do what its flags ask; our own composition comes first, to say mistakes in one line."""
     multirun = "--multirun" in flags
     if not flags.keys() & {"--hydra-help", "--shell-completion", *_ELSEWHERE}:
-        cfg = compose.compose(compose.first_point(overrides) if multirun else overrides)
-        if multirun or "--cfg" in flags:
-            from lab import check
+        from lab import check
 
-            check.check_config(cfg)
+        for point in compose.points(overrides) if multirun else [overrides]:
+            cfg = compose.compose(point)
+            if multirun:
+                check.check(cfg)  # before the first job starts: a sweep does not end in its middle for a typo
+            elif "--cfg" in flags:
+                check.check_config(cfg)
     if "--shell-completion" not in flags and overrides:
         overrides = compose.rewrite(overrides, sweep=multirun)
     words = [word for flag, value in flags.items() for word in (flag, value) if word is not None]
