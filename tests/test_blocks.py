@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lab.data.blocks import Block, Blocks, Order
-from lab.errors import Refusal
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(12, 4), (13, 4), (20, 20), (7, 1), (5, 3)])
@@ -44,11 +43,6 @@ def test_the_ranks_slices_are_the_global_batch(n: int, batch_size: int | None, w
     assert torch.cat(shares).tolist() == batch.tolist()
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
-
-
-def test_a_batch_of_more_than_there_is_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"batch_size=11 is more than the 10 samples there are; allowed: 1..10 or null"):
-        Order(10, 11, seed=0)
 
 
 @pytest.mark.parametrize(("stop", "size"), [(100, 10), (103, 10), (7, 50), (50, 50), (5, 1)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import yaml
 from annotated_types import Ge, Le
 
-from lab import check, machine, paths
+from lab import check, machine
 from lab.compose import compose, experiments
 from lab.errors import Refusal
 from lab.signature import Opaque
@@ -27,15 +26,6 @@ def two_cores_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "visible_gpus", lambda: 0)
     monkeypatch.setattr(machine, "_cores", lambda: 2)
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that the test may spoil."""
-    copy = tmp_path / "conf"
-    shutil.copytree(paths.CONF, copy)
-    monkeypatch.setattr(paths, "CONF", copy)
-    return copy
 
 
 def edit(conf: Path, **changes: Any) -> None:
@@ -91,6 +81,8 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
     [
         # unknown keys
         ("kk=3", ["unknown key kk=3", "did you mean 'k'?"]),
+        ("K=3", ["unknown key K=3", "did you mean 'k'?"]),
+        ("banana=3", ["unknown key banana=3; allowed: callbacks, chapter, claims,", "k, logger", "trainer"]),
         ("sed=3", ["unknown key sed=3", "did you mean 'seed'?"]),
         ("modle.net.k=3", ["unknown key modle=", "did you mean 'model'?"]),
         ("model.nett.k=3", ["unknown key model.nett=", "did you mean 'model.net'?"]),
@@ -110,6 +102,27 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("model._target_=lab.models.nowhere.X", ["model._target_=lab.models.nowhere.X", "has no nowhere"]),
         ("model._target_=3", ["model._target_=3"]),
         ("~model._target_", ["model=", "_target_"]),
+        ("model.optimizer._target_=os.system", ["os.system is not allowed: it must make a torch.optim", "Optimizer"]),
+        ("model.optimizer._target_=torch.optim.LBFGS", ["torch.optim.LBFGS", "its step needs closure"]),
+        (
+            "model.scheduler={_target_:torch.optim.lr_scheduler.ReduceLROnPlateau} ~model.scheduler.T_max",
+            ["ReduceLROnPlateau", "its step needs metrics"],
+        ),
+        ("model.optimizer._partial_=false", ["model.optimizer._partial_ must be true", "Adam"]),
+        ("model.net._partial_=true", ["model.net._partial_ must be false", "LinearAutoencoder"]),
+        (
+            "model.net._target_=lab.nets.autoencoder.OrderedAutoencoder",
+            ["model.net._target_=lab.nets.autoencoder.OrderedAutoencoder", "a lab.nets.autoencoder.LinearAutoencoder"],
+        ),
+        (
+            "model._target_=torch.nn.Identity",
+            ["model._target_=torch.nn.Identity", "a lab.models.stepped.SteppedModule"],
+        ),
+        ("data._target_=lab.claim.Run", ["data._target_=lab.claim.Run", "a lab.data.blocks.InMemoryData"]),
+        ("claims.projector._target_=os.system", ["claims.projector._target_=os.system", "a lab.claim.Claim"]),
+        ("callbacks.progress._target_=lab.claim.Run", ["callbacks.progress._target_=lab.claim.Run", "Callback"]),
+        ("logger.wandb._target_=lab.claim.Run", ["logger.wandb._target_=lab.claim.Run", "a lab.loggers.Wandb"]),
+        ("data.seed={_target_:os.getpid}", ["data.seed._target_=os.getpid", "data.seed is an integer"]),
         ("~model.ordered.d", ["model.ordered.d is missing", "an integer ≥ 1"]),
         ("~logger", ["logger is missing", "logger=none"]),
         ("model.optimizer=adam", ["model.optimizer=adam", "_target_"]),
@@ -125,11 +138,25 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("chapter=7", ["chapter=7", "one of 1, 2, 3, 4, 5, 6"]),
         ("run_dir=3", ["run_dir=3", "a text"]),
         ("data_root=null", ["data_root=null", "a text"]),
-        ("k=0", ["model.net.k=0", "it is ${k}", "≥ 1"]),
+        ("data_root=", ['data_root=""', "not empty"]),
+        ("logger.wandb.project=", ['logger.wandb.project=""', "not empty"]),
+        ("control=no_ordr", ["control=no_ordr is not a control", "relu_bottleneck", "did you mean 'no_order'?"]),
+        ("~callbacks.checkpoints", ["callbacks.checkpoints is missing: nothing would be saved", "every_seconds"]),
+        ("claims.projector=null", ["claims.projector=null is not allowed: ~claims.projector takes it out"]),
+        ("model.scheduler.T_max=0", ["model.scheduler.T_max=0", "≥ 1"]),
+        ("trainer.profiler=foo", ["trainer.profiler=foo", "one of simple, advanced, pytorch or null"]),
+        ("threads=3", ["threads=3", "1..2, the cores"]),
+        (f"run_dir={'a' * 300}", ["run_dir=aaa", "name too long"]),
+        ("k=0", ["k=0 (model.net.k is ${k})", "≥ 1"]),
+        ("k=64", ["k=64 (model.net.k is ${k}) must be less than d=64"]),
+        ("model.net.k=65", ["model.net.k=65 must be less than d=64"]),
+        ("model.ordered.k=65", ["model.ordered.k=65 must be at most d=64"]),
+        ("model.net=null", ["model.net=null", "a node with a _target_"]),
         ("model.net.k=abc", ["model.net.k=abc", "an integer ≥ 1"]),
         ("model.net.activation=rellu", ["model.net.activation=rellu", "one of identity, relu", "did you mean 'relu'?"]),
         ("model.optimizer.lr=fast", ["model.optimizer.lr=fast", "a number"]),
-        ("model.optimizer.lr=nan", ["model.optimizer.lr=NaN", "a number"]),
+        ("model.optimizer.lr=nan", ["model.optimizer.lr=NaN", "a finite number"]),
+        ("model.optimizer.betas=[nan,0.9]", ["model.optimizer.betas=[", "a finite number"]),
         ("model.optimizer.lr=-1", ["model.optimizer.lr=-1", "Invalid learning rate"]),
         ("model.optimizer.betas=[0.9,2]", ["model.optimizer.betas=[0.9, 2]", "beta"]),
         ("model.optimizer.betas=[0.9]", ["model.optimizer.betas=[0.9]", "a list of 2"]),
@@ -156,6 +183,29 @@ def test_what_is_wrong_is_refused(override: str, words: list[str]) -> None:
         assert word in line
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.designs.tall.samples=[]", ["data.designs.tall.samples=[]", "a list that is not empty, each an integer"]),
+        ("data.designs.tall.replicates=3", ["data.designs.tall.replicates=3 is less than the 5 sizes"]),
+        ("model.nets.extra=null", ["model.nets.extra=null", "a lab.nets.linear.ReplicatedLinear"]),
+        ("model.nets.extra=3", ["model.nets.extra=3", "a lab.nets.linear.ReplicatedLinear"]),
+        ("model.nets=null", ["model.nets=null", "a mapping"]),
+        ("model.nets.tall._target_=lab.nets.autoencoder.OrderedAutoencoder", ["model.nets.tall._target_="]),
+        ("model.steps=5", ["unknown key model.steps=5", "takes nets, optimizer, record"]),
+    ],
+)
+def test_what_is_wrong_with_nodes_by_name_is_refused(override: str, words: list[str]) -> None:
+    line = refusal(LINEAR, override)
+    for word in words:
+        assert word in line
+
+
+def test_an_empty_data_root_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_DATA", "")
+    assert 'data_root="" (it is ${oc.env:LAB_DATA,data}) is not allowed' in refusal(PCA)
+
+
 def test_batch_over_processes() -> None:
     check.check(compose([LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=10"]))
     line = refusal(LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=9")
@@ -169,7 +219,9 @@ def test_keys_inside_an_experiment_file(conf: Path) -> None:
     assert "model.net.activaton=relu, did you mean 'model.net.activation'?" in refusal(PCA)
     edit(conf, model={"net": {"d": 64}}, trainer={"max_steps": 3, "devicess": 1})
     assert "trainer.devicess=1, did you mean 'trainer.devices'?" in refusal(PCA)
-    edit(conf, trainer={"max_steps": 3}, kk=3)
+    edit(conf, title=None, titel="A title")
+    assert refusal(PCA).startswith("unknown key titel=A title, did you mean 'title'?")
+    edit(conf, title="A title", titel=None, trainer={"max_steps": 3}, kk=3)
     assert refusal(PCA).startswith("unknown key kk=3, did you mean 'k'?")
 
 
@@ -186,6 +238,18 @@ def test_keys_inside_an_experiment_file(conf: Path) -> None:
             ["controls.c.refuts", "did you mean 'refutes'?"],
         ),
         ("k=1", ["controls.c=k=1"]),
+        (
+            {"overrides": ["model.net.activaton=relu"], "refutes": ["projector"], "because": "x"},
+            ["controls.c.overrides=", "unknown key model.net.activaton=relu", "did you mean 'model.net.activation'?"],
+        ),
+        (
+            {"overrides": ["model.net.k=64"], "refutes": ["projector"], "because": "x"},
+            ["controls.c.overrides=", "model.net.k=64 must be less than d=64"],
+        ),
+        (
+            {"overrides": ["data=digitss"], "refutes": ["projector"], "because": "x"},
+            ["controls.c.overrides=", "data=digitss does not exist", "did you mean 'digits'?"],
+        ),
     ],
 )
 def test_controls(conf: Path, control: Any, words: list[str]) -> None:

@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 
 from lab import compose as module
-from lab import paths
-from lab.compose import compose, experiments, first_point, lineage, plain, rewrite, source
+from lab.compose import changed, compose, experiments, lineage, plain, points, rewrite, source
 from lab.errors import Refusal
 
 PCA = "experiment=pca_autoencoder"
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that the test may spoil."""
-    copy = tmp_path / "conf"
-    shutil.copytree(paths.CONF, copy)
-    monkeypatch.setattr(paths, "CONF", copy)
-    return copy
 
 
 def refusal(*overrides: str) -> str:
@@ -56,7 +46,14 @@ def test_plain_keys_need_no_plus(override: str, rewritten: str) -> None:
 def test_sweeps_survive() -> None:
     sweep = [PCA, "seed=0,1", "k=range(2,4)", "model.net.activation=choice(relu,identity)", "logger=none,wandb"]
     assert rewrite(sweep, sweep=True)[1:] == [*(f"++{text}" for text in sweep[1:4]), sweep[4]]
-    assert first_point(sweep) == [PCA, "seed=0", "k=2", "model.net.activation=relu", "logger=none"]
+    first, *others = points(sweep)
+    assert first == [PCA, "seed=0", "k=2", "model.net.activation=relu", "logger=none"]
+    assert [set(point) - set(first) for point in others] == [
+        {"seed=1"},
+        {"k=3"},
+        {"model.net.activation=identity"},
+        {"logger=wandb"},
+    ]
 
 
 def test_a_key_of_no_file_can_be_set() -> None:
@@ -95,6 +92,8 @@ def test_a_variant_builds_on_its_base() -> None:
         ([PCA, "k=${kk}"], ["kk", "did you mean 'k'?"]),
         ([PCA, "seed=${oc.env:NO_SUCH_VARIABLE}"], ["seed", "NO_SUCH_VARIABLE"]),
         ([PCA, "hydra.nothing=1"], ["hydra.nothing"]),
+        ([PCA, "claims={}"], ["claims={} changes nothing", "~claims.<name>"]),
+        ([PCA, "=3"], ["=3 is not an override", "without a space"]),
     ],
 )
 def test_one_line_for_every_mistake(overrides: list[str], words: list[str]) -> None:
@@ -137,6 +136,38 @@ def test_missing_name(conf: Path) -> None:
     path = conf / "experiment" / "pca_autoencoder.yaml"
     path.write_text(path.read_text().replace("\nname: pca_autoencoder\n", "\n"))
     assert refusal(PCA).startswith("name=???")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("# @package _global_\n", "", "must begin with the line '# @package _global_'"),
+        ("override /data:", "override /dta:", "defaults choose in dta, no group; allowed: callbacks, data"),
+        ("override /data: digits", "override /data", "override /data is no entry of defaults"),
+        ("  - override /data: digits\n", "", "data=??? is missing: the defaults of the experiment choose one"),
+        ("chapter", "\udcff", "conf/experiment/pca_autoencoder.yaml cannot be read: 'utf-8' codec"),
+        (None, "", "conf/experiment/pca_autoencoder.yaml is empty"),
+    ],
+)
+def test_a_spoilt_experiment_file(conf: Path, old: str | None, new: str, said: str) -> None:
+    path = conf / "experiment" / "pca_autoencoder.yaml"
+    content = path.read_text()
+    path.write_text(content.replace(old, new, 1) if old else new, errors="surrogateescape")
+    assert said in refusal(PCA)
+
+
+def test_a_group_file_that_is_not_utf8(conf: Path) -> None:
+    (conf / "data" / "digits.yaml").write_bytes(b"seed: \xff\n")
+    assert refusal(PCA).startswith("conf/data/digits.yaml is not UTF-8 text")
+
+
+def test_more_overrides_need_no_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose([PCA])
+    grouped = changed(cfg, ["data=mnist", "k=3"])
+    monkeypatch.setattr(module, "compose", None)
+    other = changed(cfg, ["model.net.k=9", "model.optimizer.eps=1e-6"])
+    assert (other.model.net.k, other.model.optimizer.eps, cfg.model.net.k) == (9, 1e-6, 8)
+    assert (grouped.data.source, grouped.k) == ("mnist", 3)
 
 
 def test_other_errors_pass() -> None:

@@ -66,7 +66,7 @@ def test_a_config_composes_checks_and_binds(name: str, control: str | None, data
     data.setup("fit")
     with trainer.init_module():
         model = instantiate(cfg.model)
-    model.trainer = SimpleNamespace(datamodule=data)
+    model.trainer = SimpleNamespace(datamodule=data, max_steps=cfg.trainer.max_steps)
     model.setup("fit")
     assert model.configure_optimizers()
 

@@ -57,11 +57,6 @@ def test_the_shares_of_the_ranks_are_the_batch(ranks: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"batch_size=13 is more than the 12 samples there are; allowed: 1..12 or null"):
-        Order(12, 13, seed=0)
-
-
 @pytest.mark.parametrize("start", range(11))
 def test_blocks_are_cut_the_same_wherever_they_start(start: int) -> None:
     """So that a resumed run draws whole blocks as the uninterrupted one would."""
@@ -151,6 +146,7 @@ def test_the_extremes_of_the_gram_matrix(samples: list[int]) -> None:
     ("options", "said"),
     [
         ({"samples": [4, 6], "batch_size": 2}, "batch_size=2 needs one sample size; samples=[4, 6] has several"),
+        ({"samples": [4, 6, 8], "replicates": 2}, "replicates=2 is less than the 3 sizes in samples=[4, 6, 8]"),
         ({"samples": [4], "batch_size": 5}, "batch_size=5 is more than samples=[4]; allowed: 1..4 or null"),
     ],
 )
@@ -205,6 +201,19 @@ def test_images_are_centred_vectors() -> None:
     assert data.x.mean(0).abs().max() < 1e-14
     assert data.shape == (3, 2)
     torch.testing.assert_close((data.x + data.mean).reshape(11, 3, 2), Noise().images().double())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "said"),
+    [
+        (12, 1, "data.batch_size=12 is more than the 11 samples there are; allowed: 1..11 or null"),
+        (None, 12, "trainer.devices=12 is more than the 11 samples there are"),
+    ],
+)
+def test_more_than_the_samples_is_refused(batch_size: int | None, ranks: int, said: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        prepared(Noise(batch_size), 0, ranks)
+    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])

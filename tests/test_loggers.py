@@ -59,6 +59,7 @@ def test_rows_that_wandb_cannot_take_in_time_are_left_out_and_counted(
     free = threading.Event()
     monkeypatch.setattr(Wandb, "_start", lambda self: free.wait())
     wandb = Wandb(save_dir=str(tmp_path))
+    wandb.start()
     for step in range(1000):
         wandb.log_metrics({"loss": 0.0}, step)
     with caplog.at_level(logging.WARNING, logger="lab"):
@@ -74,6 +75,9 @@ def test_finish_is_idempotent_and_a_crash_finishes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Wandb, "_start", lambda self: None)
     monkeypatch.setattr(Wandb, "_finish", lambda self, exit_code: codes.append(exit_code))
     wandb = Wandb(save_dir=str(tmp_path))
+    wandb.finalize("failed")
+    assert codes == [], "a run that was refused before it began"
+    wandb.start()
     wandb.finalize("success")
     assert codes == []
     wandb.finalize("failed")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lab.data.digits import CentredImages
 from lab.data.gaussian_regression import Design, GaussianRegression
+from lab.errors import Refusal
 from lab.models.least_squares import LeastSquares
 from lab.models.reconstruction import Reconstruction, nested_error, reconstruction_error, tied_error
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
@@ -135,6 +136,40 @@ def test_every_step_of_a_block_steps_optimiser_and_schedule() -> None:
     assert float(model.lr_schedulers().get_last_lr()[0]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("net", "ordered", "said"),
+    [
+        (LinearAutoencoder(4, 2), OrderedAutoencoder(5, 2), "model.net.d=4 must be 5: the data have 5 dimensions"),
+        (LinearAutoencoder(5, 2), OrderedAutoencoder(6, 2), "model.ordered.d=6 must be 5: the data have 5 dimensions"),
+    ],
+)
+def test_nets_of_another_dimension_than_the_data_are_refused(
+    net: LinearAutoencoder, ordered: OrderedAutoencoder, said: str
+) -> None:
+    with pytest.raises(Refusal, match=said):
+        fit(Reconstruction(net, ordered, SGD), Handful(), 1)
+
+
+def test_data_of_another_kind_are_refused() -> None:
+    with pytest.raises(Refusal, match="Reconstruction trains on data of the kind"):
+        fit(autoencoder(), regression()[0], 1)
+    with pytest.raises(Refusal, match="LeastSquares trains on data of the kind"):
+        fit(regression()[1], Handful(), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"optimizer": partial(torch.optim.SGD, lr=-1.0)}, "model.optimizer"),
+        ({"scheduler": partial(torch.optim.lr_scheduler.MultiplicativeLR, lr_lambda=[])}, "model.scheduler"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_refused_by_its_key(options: dict[str, Any], key: str) -> None:
+    nets = LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2)
+    with pytest.raises(Refusal, match=f"^{key} cannot be made: ValueError: "):
+        fit(Reconstruction(*nets, **{"optimizer": SGD, **options}), Handful(), 1)
+
+
 # -------------------------------------------------------------------------------------------------------- least squares
 
 
@@ -146,15 +181,17 @@ def regression(**options: Any) -> tuple[GaussianRegression, LeastSquares]:
     }
     data = GaussianRegression(designs, seed=5, block_size=3)
     nets = {"tall": ReplicatedLinear(4, 3, 0.7, seed=1), "wide": ReplicatedLinear(2, 6, 0.7, seed=2)}
-    return data, LeastSquares(nets, SGD, **{"steps": 7, "record": 3, **options}).double()
+    return data, LeastSquares(nets, SGD, **{"record": 3, **options}).double()
 
 
 def ready(data: GaussianRegression, model: LeastSquares, rank: int = 0, ranks: int = 1) -> None:
     """What Trainer.fit does before the first step."""
-    data.dtype, data.rank, data.world_size = torch.float64, rank, ranks
+    data.rank, data.world_size = rank, ranks
+    if data.dtype == torch.float32:
+        data.dtype = torch.float64
     data.setup()
     data.place(torch.device("cpu"))
-    model.trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    model.trainer = SimpleNamespace(datamodule=data, max_steps=7)  # type: ignore[assignment]
     model.setup("fit")
 
 
@@ -228,6 +265,31 @@ def test_step_norms_are_the_lengths_of_the_steps() -> None:
     for name, net in model.nets.items():
         close(net.weight, by_hand.nets[name].weight)
     assert "step_norms" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("nets", "record", "said"),
+    [
+        ({"tall": (4, 2), "wide": (2, 6)}, 0, "model.nets.tall.features=2 must equal data.designs.tall.d=3"),
+        ({"tall": (3, 3), "wide": (2, 6)}, 0, "model.nets.tall.replicates=3 must equal data.designs.tall.replicates=4"),
+        ({"tall": (4, 3)}, 0, "data.designs.wide has no counterpart in model.nets"),
+        ({"tall": (4, 3), "wide": (2, 6), "more": (1, 1)}, 0, "model.nets.more has no counterpart in data.designs"),
+        ({"tall": (4, 3), "wide": (2, 6)}, 5, "model.record=5 is more than data.designs.tall.replicates=4"),
+        ({"wide": (2, 6), "tall": (4, 3)}, 3, "model.record=3 is more than data.designs.wide.replicates=2"),
+    ],
+)
+def test_nets_that_do_not_fit_the_designs_are_refused(nets: dict[str, tuple[int, int]], record: int, said: str) -> None:
+    data, _ = regression()
+    model = LeastSquares({name: ReplicatedLinear(*shape) for name, shape in nets.items()}, SGD, record)
+    with pytest.raises(Refusal, match=said):
+        fit(model, data, 1)
+
+
+def test_a_precision_that_loses_the_steps_is_refused() -> None:
+    data, model = regression()
+    data.dtype = torch.bfloat16
+    with pytest.raises(Refusal, match=r"trainer.precision=bf16-true is not allowed"):
+        ready(data, model)
 
 
 def test_nothing_is_recorded_unless_asked() -> None:

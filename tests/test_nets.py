@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lab.errors import Refusal
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
 from lab.nets.linear import ReplicatedLinear
 
@@ -60,3 +61,15 @@ def test_relu_is_the_only_difference_between_the_activations() -> None:
     linear, relu = LinearAutoencoder(6, 2), LinearAutoencoder(6, 2, activation="relu")
     torch.testing.assert_close(linear(x), x @ linear.encoder.T @ linear.decoder.T)
     torch.testing.assert_close(relu(x), (x @ relu.encoder.T).clamp(min=0) @ relu.decoder.T)
+
+
+@pytest.mark.parametrize("k", [6, 7])
+def test_an_autoencoder_that_discards_nothing_is_refused(k: int) -> None:
+    with pytest.raises(Refusal, match=f"k={k} must be less than d=6"):
+        LinearAutoencoder(6, k)
+
+
+def test_more_ordered_codes_than_directions_are_refused() -> None:
+    OrderedAutoencoder(6, 6)
+    with pytest.raises(Refusal, match="k=7 must be at most d=6"):
+        OrderedAutoencoder(6, 7)

@@ -105,9 +105,40 @@ def test_another_config_is_refused(run: RunDir, other: dict[str, object], said: 
 
 def test_a_run_is_finished_when_its_verdict_is_there(run: RunDir) -> None:
     assert not run.finished
-    run.verdict.write_text(json.dumps({"holds": True}))
+    verdict = {"experiment": "x", "chapter": 3, "holds": True, "claims": [], "provenance": {}}
+    run.verdict.write_text(json.dumps(verdict))
     assert run.finished
-    assert run.read_verdict() == {"holds": True}
+    assert run.read_verdict() == verdict
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", "null", b"\xff", None], ids=repr)
+@pytest.mark.parametrize("name", ["config.yaml", "verdict.json"])
+def test_a_damaged_file_is_refused_by_name(run: RunDir, name: str, content: str | bytes | None) -> None:
+    file = run.path / name
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert run.exists if name == "config.yaml" else run.finished
+    with pytest.raises(Refusal) as refusal:
+        run.freeze(config(), []) if name == "config.yaml" else run.read_verdict()
+    assert f"run_dir={run.path}: its {name} is not whole (" in str(refusal.value)
+    assert "()" not in str(refusal.value)
+
+
+def test_a_first_start_that_is_refused_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    new = RunDir(tmp_path / "outputs" / "x" / "id")
+    new.path.mkdir(parents=True)
+    new.freeze(config(), [])
+    new.discard([new.path, new.path.parent])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "outputs"]
+
+    mine = RunDir(tmp_path)
+    (tmp_path / "notes").touch()
+    mine.freeze(config(), [])
+    mine.discard([])
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "notes"}, "what was there stays"
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints

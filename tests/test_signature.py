@@ -15,7 +15,8 @@ import pytest
 from annotated_types import Ge
 
 from lab.errors import Refusal
-from lab.signature import Opaque, Signature, attribute, docstring, first_docstring_line, signature
+from lab.signature import UNKNOWN, Opaque, Signature, attribute, docstring, first_docstring_line, signature
+from lab.signature.nodes import instance, is_a, made_by
 
 Make = Callable[..., str]
 _numbers = count()
@@ -243,6 +244,90 @@ def test_guards_are_the_constructors_own_refusals(package: Make) -> None:
     assert "mode not in" in guards[2].refuses({"mode": "c"})
 
 
+def test_a_guard_is_not_judged_by_a_default_that_is_not_known(package: Make) -> None:
+    source = """
+        LIMIT = 3
+        class C:
+            def __init__(self, k: int, most=LIMIT, other=None):
+                if most is None and k > 1:
+                    raise ValueError("most is null")
+    """
+    found = read(package, source)
+    assert [p.default for p in found.parameters.values()] == [UNKNOWN, UNKNOWN, None]
+    assert found.guards[0].refuses({"k": 2}) == ""
+
+
+NODES = """
+    import collections.abc
+    from collections.abc import Callable, Mapping
+    from typing import Any, Optional
+
+    from lab.types import PositiveInt
+
+    class Base: ...
+    class Child(Base): ...
+    class Other: ...
+    Alias = Base | None
+    def makes_child() -> Child: ...
+    def makes_something(): ...
+    def makes_several() -> list[Base]: ...
+    class C:
+        @classmethod
+        def child(cls) -> "Child": ...
+        def __init__(self, a: ANNOTATION): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        ("Base", "called=False each=False optional=False plain=False"),
+        ("'Base'", "called=False each=False optional=False plain=False"),
+        ("Base | None", "called=False each=False optional=True plain=False"),
+        ("Optional[Base]", "called=False each=False optional=True plain=False"),
+        ("Alias", "called=False each=False optional=True plain=False"),
+        ("float | Base", "called=False each=False optional=False plain=True"),
+        ("Callable[..., Base]", "called=True each=False optional=False plain=False"),
+        ("Callable[[Any], Base] | None", "called=True each=False optional=True plain=False"),
+        ("dict[str, Base]", "called=False each=True optional=False plain=False"),
+        ("Mapping[str, Base | None]", "called=False each=True optional=True plain=False"),
+        ("tuple[Base, ...]", "called=False each=True optional=False plain=False"),
+        ("Base | Callable[..., Base]", None),  # either a node or a partial one
+        ("Base | Unknown", None),
+        ("int", None),
+        ("list[PositiveInt]", None),
+        ("Any", None),
+        ("collections.abc.Iterator", None),
+    ],
+)
+def test_what_a_node_must_make(package: Make, annotation: str, expected: str | None) -> None:
+    wanted = read(package, NODES.replace("ANNOTATION", annotation)).parameters["a"].wanted
+    if expected is None:
+        assert wanted is None
+        return
+    assert wanted is not None
+    assert str(wanted).endswith(".m.Base")
+    assert " ".join(f"{name}={getattr(wanted, name)}" for name in ("called", "each", "optional", "plain")) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "is_base"),
+    [
+        ("Base", True),
+        ("Child", True),
+        ("Other", False),
+        ("makes_child", True),
+        ("C.child", True),
+        ("makes_something", None),
+        ("makes_several", None),
+    ],
+)
+def test_what_a_target_makes(package: Make, target: str, is_base: bool | None) -> None:
+    name = package(m=NODES.replace("ANNOTATION", "int"))
+    made = made_by(f"{name}.m.{target}")
+    assert (None if made is None else is_a(made, instance(f"{name}.m.Base").classes)) is is_base
+
+
 @pytest.mark.parametrize(
     ("target", "line"),
     [
@@ -279,6 +364,7 @@ def test_docstrings_and_attributes(package: Make) -> None:
             """Base."""
             reference = "Strang"
             relation = equal("why", rtol=1e-3)
+            symbol, x_symbol = "$w$", f("n")
         class C(Base):
             """The statement.
 
@@ -290,6 +376,8 @@ def test_docstrings_and_attributes(package: Make) -> None:
     assert docstring(target).endswith("The derivation.")
     assert attribute(target, "reference") == "Strang"
     assert attribute(target, "relation") == "equal('why', rtol=0.001)"
+    assert attribute(target, "symbol") == "$w$"
+    assert attribute(target, "x_symbol") == "f('n')"
     assert attribute(target, "absent") == ""
 
 

@@ -266,7 +266,7 @@ def test_a_ratio_needs_no_tolerance() -> None:
         VerifyRow(
             experiment="e", seed=0, control=None, claim="c", outcome="holds", difference=-1.0, tolerance=0.0
         ).ratio
-        == -1.0
+        == 0.0
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lab.theory import least_squares, pca
@@ -135,6 +136,32 @@ def test_the_excess_risk_is_the_mean_of_an_inverse_wishart_matrix() -> None:
     a = normal(20_000, n, d, seed=2)
     mean, error = sampled(torch.linalg.svdvals(a).pow(-2).sum(1))
     assert abs(mean - float(least_squares.excess_risk(1.0, d, torch.tensor(n)))) < SIGMAS * error
+
+
+@pytest.mark.parametrize(("n", "d", "noise"), [(20, 4, 0.5), (30, 8, 1.0)])
+def test_the_variance_of_the_excess_risk_is_what_sampling_gives(n: int, d: int, noise: float) -> None:
+    scale = torch.linspace(0.5, 3, d, dtype=torch.float64)  # Σ^½: neither does the variance depend on Σ
+    a = normal(40_000, n, d, seed=n) * scale
+    w = torch.linalg.lstsq(a, noise * normal(40_000, n, 1, seed=n + 1)).solution.squeeze(-1)  # ŵ − w*
+    risk = (w * scale).square().sum(1)
+    variance, error = sampled((risk - least_squares.excess_risk(noise, d, torch.tensor(n))).square())
+    assert abs(variance - float(least_squares.excess_risk_variance(noise, d, torch.tensor(n)))) < SIGMAS * error
+    assert error < 0.1 * variance
+
+
+def test_the_excess_risk_has_the_law_of_a_ratio_of_chi_squares() -> None:
+    n, d = 12, 4
+    a = normal(20_000, n, d, seed=3)
+    w = torch.linalg.lstsq(a, normal(20_000, n, 1, seed=4)).solution.squeeze(-1)
+    ratio = w.square().sum(1).numpy() * (n - d + 1) / d
+    assert stats.kstest(ratio, stats.f(d, n - d + 1).cdf).pvalue > 1e-6
+
+
+def test_the_variance_of_the_excess_risk_is_infinite_up_to_d_plus_three_samples() -> None:
+    variance = least_squares.excess_risk_variance(1.0, 4, torch.tensor([8, 13]))
+    assert variance.tolist() == pytest.approx([(4 / 3) ** 2 * 14 / 4, 0.25 * 24 / 24])
+    with pytest.raises(ValueError, match=r"n > d \+ 3 = 7, not n = 7"):
+        least_squares.excess_risk_variance(1.0, 4, torch.tensor([7, 13]))
 
 
 def test_the_excess_risk_is_infinite_up_to_d_plus_one_samples() -> None:

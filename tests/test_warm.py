@@ -52,7 +52,7 @@ def test_every_job_runs_and_one_that_fails_stops_no_other(tmp_path: Path) -> Non
     with held.lock():
         process = start(
             tmp_path,
-            f"crashes {SHORT} model.net.d=63",
+            f"crashes {SHORT} model.optimizer._target_=torch.optim.SparseAdam",
             f"refuted {SHORT}",
             f"held {SHORT}",
             f"killed {LONG}",

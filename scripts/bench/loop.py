@@ -49,13 +49,14 @@ STEPS = {
 
 LINEAR = [
     "experiment=linear_regression",
+    "~data.designs.small",
     "~data.designs.wide",
+    "~model.nets.small",
     "~model.nets.wide",
     "~controls",
     "data.designs.tall.samples=[4096]",
     "data.designs.tall.batch_size=64",
     "model.record=0",
-    "claims={}",
 ]
 WORKS = {
     "linear regression, d=10, batch 64": ([*LINEAR, "data.designs.tall.replicates=1"], 4000),
@@ -160,7 +161,7 @@ def with_objective(cfg: Any) -> Outcome:
     from lab.data.blocks import Blocks
 
     data, model = instantiated(cfg)
-    model._trainer = types.SimpleNamespace(datamodule=data)
+    model._trainer = types.SimpleNamespace(datamodule=data, max_steps=cfg.trainer.max_steps)
     model.setup("fit")
     configured = model.configure_optimizers()
     scheduler = configured["lr_scheduler"] if isinstance(configured, dict) else None
@@ -203,7 +204,7 @@ def lab(cfg: Any, part: str = "default") -> Outcome:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as folder:
         pl.seed_everything(cfg.seed, verbose=False)
-        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 1, 0)
+        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 0, [])
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         data = instantiate(cfg.data)
         with trainer.init_module():

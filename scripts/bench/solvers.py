@@ -61,10 +61,11 @@ def least_squares_config(n: int, steps: int, overrides: list[str]) -> Any:
     """The experiment linear_regression with one tall design of the benchmark's size."""
     ours = [
         "experiment=linear_regression",
+        "~data.designs.small",
         "~data.designs.wide",
+        "~model.nets.small",
         "~model.nets.wide",
         "~controls",
-        "claims={}",
         "logger=none",
         "model.record=0",
         "data.designs.tall.replicates=1",
@@ -199,7 +200,7 @@ def lab_components(folder: Path) -> Problem:
     import numpy as np
 
     images = folder / "images.npy"
-    overrides = ["experiment=pca_autoencoder", "logger=none", "claims={}"]
+    overrides = ["experiment=pca_autoencoder", "logger=none"]
     if images.exists():
         overrides += ["model.net.d=784", "data.batch_size=1024"]
     data = drawn(loop.frozen(overrides, 1, 50), np.load(images) if images.exists() else None)
@@ -276,7 +277,7 @@ def lab_train(cfg: Any, data: Any) -> Any:
     from lab.rundir import RunDir
 
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as folder:
-        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 1, 0)
+        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 0, [])
         with trainer.init_module():
             model = instantiate(cfg.model)
         trainer.fit(model, datamodule=data)

@@ -12,7 +12,6 @@ listed.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import statistics
@@ -46,8 +45,7 @@ IMPORTS = ("pass", "import hydra", "import torch", YARDSTICK, "import lab.run")
 RUNS = {"first step, logger=none": ["logger=none"], "first step, wandb offline": []}
 STAGES = {
     "compose": "interpreter, compose, check, freeze",
-    "import": "import torch, Lightning and lab.run",
-    "callbacks": "loggers and callbacks",
+    "callbacks": "import torch, Lightning and lab.run; loggers and callbacks",
     "fit": "Trainer, data, model, and Lightning's set-up with the data drawn",
     "first step": "the rest of Lightning's set-up, the optimiser",
     "first block": "the first block of 50 steps",
@@ -83,9 +81,6 @@ def first_step(overrides: list[str], folder: Path) -> dict[str, float]:
         entered = time.time()
         seconds(["-m", "lab", EXPERIMENT, f"run_dir={run}", *probe, *overrides], 0, folder)
         stages = {"compose": (run / "config.yaml").stat().st_mtime}
-        said, milliseconds = (run / "run.log").read_text().split(" ", 2)[:2], ""
-        day, (clock_time, milliseconds) = said[0], said[1].split(",")
-        stages["import"] = datetime.datetime.fromisoformat(f"{day} {clock_time}.{milliseconds}").timestamp()
         stages |= json.loads(clock.read_text())
     return {stage: stages[stage] - entered for stage in STAGES}
 

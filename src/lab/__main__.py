@@ -34,8 +34,12 @@ def dispatch(argv: Sequence[str]) -> int:
     first = argv[0] if argv else "--help"
     if first in VERBS:
         return _main_of(first, argv[1:])
+    if first in ("-sc", "--shell-completion") and argv[1:2] and argv[1].startswith("query="):
+        return _main_of("complete", argv)
     if not argv or {"-h", "--help"} & set(argv):
         return _main_of("help", argv)
+    if first.lstrip("-") in VERBS:
+        raise Refusal(f"{first} is not a flag, did you mean '{first.lstrip('-')}'?; see lab --help")
     if "=" not in first and first[0] not in "-+~":
         from lab.compose import experiments
 

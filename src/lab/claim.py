@@ -131,6 +131,13 @@ class Claim(ABC):
     def statement(self) -> str:
         return (inspect.getdoc(type(self)) or type(self).__name__).splitlines()[0]
 
+    def check(self, data: Any, model: Any) -> None:  # noqa: B027 - most claims can be judged wherever they are made
+        """Raise `Refusal` where this claim cannot be judged on these data or this model.
+
+        Called once, before the first step. A line that begins with one of the claim's own parameters is given the
+        claim's key.
+        """
+
     @abstractmethod
     def predict(self, data: Any) -> Quantity:
         """What theory says, from the data and its true parameters."""

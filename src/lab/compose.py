@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,10 @@ def compose_with_hydra(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig
     from omegaconf import open_dict
 
     rewritten = rewrite(overrides)
+    for override in map(parse, rewritten):
+        if override.key_or_group == "experiment" and not override.is_delete():
+            for name in _values(override):
+                _check_files(str(name).removesuffix(".yaml"))
     GlobalHydra.instance().clear()
     with refusals(), initialize_config_dir(str(paths.CONF.absolute()), job_name="lab", version_base="1.3"):
         cfg = hydra_compose("config", rewritten, return_hydra_config=True)
@@ -49,7 +53,7 @@ def vary(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import flag_override
 
-    varied = copy.deepcopy(cfg)
+    varied = deepcopy(cfg)
     with refusals(), flag_override(varied, "struct", True):
         rewritten = [parse(_rewrite(text, parse(text), False)) for text in overrides]
         ConfigLoaderImpl._apply_overrides_to_config(rewritten, varied)
@@ -82,27 +86,23 @@ def rewrite(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
     return [_rewrite(text, override, sweep) for text, override in zip(overrides, parsed, strict=True)]
 
 
-def first_point(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a sweep's first job: each sweep replaced by its first value."""
-    first = []
-    for text in overrides:
-        override = parse(text)
-        if override.is_discrete_sweep():
-            text = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        elif override.is_sweep_override():
-            raise Refusal(
-                f"{text}: the sweeper takes lists of values such as {override.key_or_group}=1,2,3 or range(1,4)"
-            )
-        first.append(text)
-    return first
+def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A composition under more overrides. It is composed again only where they choose other files."""
+    if any(map(chooses_group, overrides)):
+        return compose([f"experiment={cfg.name}", *overrides])
+    return vary(cfg, overrides)
 
 
-def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """`cfg` as plain dictionaries and lists; a missing value or a broken interpolation is a Refusal naming its key."""
+def plain(cfg: DictConfig, *, resolve: bool = True, complete: bool = True) -> dict[str, Any]:
+    """`cfg` as plain dictionaries and lists; a missing value or a broken interpolation is a Refusal naming its key.
+
+    Args:
+        complete: False leaves `???` where a value is missing.
+    """
     from omegaconf import OmegaConf
 
     with refusals():
-        return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=complete)  # type: ignore[return-value]
 
 
 # --------------------------------------------------------------------------------------------------------- experiments
@@ -119,6 +119,36 @@ def lineage(name: str) -> tuple[str, ...]:
     defaults = _yaml(path).get("defaults", []) if path.is_file() else []
     bases = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
     return (name, *(ancestor for base in reversed(bases) for ancestor in lineage(base.rpartition("/")[2])))
+
+
+def _check_files(experiment: str) -> None:
+    """Refuse an experiment's own files, and those it builds on, where Hydra would read them as something else."""
+    for name in lineage(experiment):
+        path = paths.CONF / "experiment" / f"{name}.yaml"
+        said = _yaml(path)
+        if not said:
+            raise Refusal(
+                f"{_relative(path)} is empty: an experiment says name, title, chapter, data, model and claims"
+            )
+        header = path.read_text(encoding="utf-8").splitlines()
+        if not any(re.fullmatch(r"#\s*@package\s+_global_\s*", line) for line in header):
+            raise Refusal(
+                f"{_relative(path)} must begin with the line '# @package _global_': its keys are the run's own"
+            )
+        for entry in said.get("defaults") or []:
+            _check_default(_relative(path), entry)
+
+
+def _check_default(file: str, entry: Any) -> None:
+    """Refuse an entry of a defaults list that is neither an experiment to build on nor a choice in a group."""
+    if isinstance(entry, str) and not entry.startswith(("/", "override ")):
+        return
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise Refusal(f"{file}: {entry} is no entry of defaults; write '- override /<group>: <name>'")
+    group = str(next(iter(entry))).removeprefix("override ").partition("@")[0].strip().removeprefix("/")
+    if group not in _groups() and not group.startswith("hydra/"):
+        close = nearest(group, _groups())
+        raise Refusal(f"{file}: defaults choose in {group}, no group; allowed: {', '.join(_groups())}{close}")
 
 
 def source(name: str) -> dict[str, Any]:
@@ -161,6 +191,8 @@ def _text(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except yaml.YAMLError as error:
         raise Refusal(_yaml_refusal(error, path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{_relative(path)} cannot be read: {error}") from None
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -199,6 +231,8 @@ def parse(text: str) -> Override:
     if "=" not in text and not text.startswith("~"):
         close = nearest(f"experiment={text}", [f"experiment={name}" for name in experiments()])
         raise Refusal(f"{text} is not an override: write key=value{close if nearest(text, experiments()) else ''}")
+    if text.startswith("="):
+        raise Refusal(f"{text} is not an override: write key=value, without a space before '='")
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -213,6 +247,8 @@ def _rewrite(text: str, override: Override, sweep: bool) -> str:
     if override.is_sweep_override() and not sweep:
         alternative = f"{key}=[{text.partition('=')[2]}]"
         raise Refusal(f"{text} has several values: -m runs each of them, {alternative} is a list")
+    if override.value() == {} and not override.is_delete():
+        raise Refusal(f"{text} changes nothing, since mappings are merged; ~{key}.<name> takes out one of its entries")
     is_group = _is_group(key)
     if is_group and not override.is_delete():
         _check_option(key, override)
@@ -299,6 +335,14 @@ def _line(error: BaseException) -> str:
         allowed = list(error.options or _options(group))
         return f"{group}={option} does not exist; allowed: {', '.join(allowed)}{nearest(option, allowed)}"
     cause = error.__cause__
+    if unchosen := re.match(r"You must specify '([^']+)'", str(error)):
+        group = unchosen[1]
+        return (
+            f"{group}=??? is missing: the defaults of the experiment choose one with '- override /{group}: <name>'; "
+            f"allowed: {', '.join(_options(group))}"
+        )
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_relative(_undecodable())} is not UTF-8 text: {error.reason} at byte {error.start}"
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException | YAMLError):
         return _line(cause) or _flat(error)
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
@@ -309,6 +353,16 @@ def _line(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {_flat(error)}" if error.full_key else _flat(error)
     return _flat(error) if isinstance(error, HydraException) else ""
+
+
+def _undecodable() -> Path:
+    """The first configuration file that is not UTF-8: the decoder's own error does not name it."""
+    for path in sorted(paths.CONF.rglob("*.yaml")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return path
+    return paths.CONF
 
 
 def _flat(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 HOLDS, CRASHED, REFUSED, REFUTED = 0, 1, 2, 3
@@ -12,8 +13,16 @@ HOLDS, CRASHED, REFUSED, REFUTED = 0, 1, 2, 3
 class Refusal(Exception):
     """Input the lab will not run: the message is the one line the user reads."""
 
+    def within(self, key: str) -> Refusal:
+        """This refusal as that of the node at `key`: a line that begins with a parameter names it by its full key."""
+        line = str(self)
+        return Refusal(f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}")
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the allowed name closest to `name`, or nothing when none is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
+    as_written = {choice: choice for choice in allowed}
+    for written, choices in ((name, as_written), (name.casefold(), {c.casefold(): c for c in as_written})):
+        if close := difflib.get_close_matches(written, choices, n=1, cutoff=0.5):
+            return f", did you mean '{choices[close[0]]}'?"
+    return ""

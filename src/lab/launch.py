@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +17,17 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
-from lab.errors import CRASHED, HOLDS, REFUTED, Refusal
+from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
 from lab.machine import world_size
 from lab.paths import OUTPUTS
-from lab.rundir import RunDir
+from lab.rundir import MEETING, RunDir
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 PATIENCE = 30.0
 """Seconds that the other ranks have once one has saved and stopped."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: bool = False) -> int:
@@ -39,20 +40,33 @@ def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: boo
     """
     run = RunDir.choose(cfg, OUTPUTS)
     with refuse_full_disk(run.path):
+        made = [folder for folder in (run.path, *run.path.parents) if not os.path.lexists(folder)]
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock() as lock:
             continued = run.freeze(cfg, list(overrides))
             if run.finished:
                 return report_finished(run)
             checkpoint = _checkpoint(run, continued)
-            os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # read when torch is loaded
-            ranks = world_size(cfg)
-            if ranks == 1 and not fresh_process:
-                with on_stop(leave):
-                    from lab.run import execute
+            try:
+                code, refusal = _execute(run, checkpoint, cfg, lock, fresh_process=fresh_process), None
+            except Refusal as error:
+                code, refusal = REFUSED, error
+            if code == REFUSED and not continued and not run.checkpoints.exists():
+                run.discard(made)
+            if refusal is not None:
+                raise refusal
+            return code
 
-                    return execute(run, checkpoint)
-            return _execute_ranks(run, checkpoint, ranks, lock)
+
+def _execute(run: RunDir, checkpoint: Path | None, cfg: DictConfig, lock: int, *, fresh_process: bool) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # read when torch is loaded
+    ranks = world_size(cfg)
+    if ranks > 1 or fresh_process:
+        return _execute_ranks(run, checkpoint, ranks, lock)
+    with on_stop(leave):
+        from lab.run import execute
+
+        return execute(run, checkpoint)
 
 
 @contextlib.contextmanager
@@ -61,13 +75,17 @@ def refuse_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f"run_dir={path}"
+        file = error.filename if isinstance(error.filename, str) else ""
+        if file and not Path(file).absolute().is_relative_to(path.absolute()):
+            where = f"{file}, while running run_dir={path}"
         if error.errno in FULL_DISK:
             raise Refusal(
-                f"run_dir={path}: no space left ({error.strerror}); what is saved there stays whole: "
+                f"{where}: no space left ({error.strerror}); what is saved in the run directory stays whole: "
                 "free space and run the same command again"
             ) from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
-            raise Refusal(f"run_dir={path} cannot be written: {error.strerror} ({error.filename})") from error
+        if error.errno in _UNWRITABLE:
+            raise Refusal(f"{where} cannot be written: {error.strerror} ({error.filename})") from error
         raise
 
 
@@ -135,8 +153,6 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
     alive_read, alive_write = os.pipe()  # its reading end sees the end of file when this process is gone
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(ranks),
         "NODE_RANK": "0",
         "OMP_NUM_THREADS": str(cfg.threads),
@@ -149,6 +165,9 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
             if process.poll() is None:
                 process.send_signal(signum)
 
+    # the ranks find each other through a file: a port, once found free, may be taken before rank 0 listens on it
+    meeting = tempfile.TemporaryDirectory(prefix="lab-ranks-")
+    environment[MEETING] = str(Path(meeting.name) / "store")
     try:
         with on_stop(forward):
             with _stops_held_back():
@@ -172,6 +191,7 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
             if process.poll() is None:
                 process.kill()
             process.wait()
+        meeting.cleanup()
         os.close(alive_read)
         os.close(alive_write)
 
@@ -183,6 +203,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], run: RunDir) -> int:
         codes = [process.poll() for process in processes]
         for rank, code in enumerate(codes):
             if code is None or code in (HOLDS, REFUTED) or code >= 128:
+                continue
+            if rank and code == REFUSED and (codes[0] is None and time.monotonic() < deadline):
+                deadline = min(deadline, time.monotonic() + PATIENCE)  # rank 0 refuses the same, and says so
                 continue
             if rank == 0 and code > 0:
                 return code
@@ -196,10 +219,3 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], run: RunDir) -> int:
         if stopped and deadline == float("inf"):
             deadline = time.monotonic() + PATIENCE
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from lab.rundir import RunDir, write_atomically
-from lab.types import Positive
+from lab.types import NonEmptyStr, Positive
 from lab.wandb_server import STEP, TIMEOUT, connect, one_line
 
 log = logging.getLogger("lab")
@@ -93,10 +94,10 @@ class Wandb(Logger):
         self,
         id: str | None = None,  # noqa: A002 - wandb's own name
         save_dir: str = ".",
-        project: str = "lab",
-        entity: str | None = None,
-        group: str | None = None,
-        name: str | None = None,
+        project: NonEmptyStr = "lab",
+        entity: NonEmptyStr | None = None,
+        group: NonEmptyStr | None = None,
+        name: NonEmptyStr | None = None,
         notes: str | None = None,
         tags: list[str] | None = None,
         patience: Positive = 30.0,
@@ -124,7 +125,11 @@ class Wandb(Logger):
         self._calls.put(self._start)
         self._calls.put(lambda: self._repeat(earlier))
         # a daemon: a call that never comes back must not keep the process from ending
-        threading.Thread(target=self._work, name="wandb", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+
+    def start(self) -> None:
+        """Begin the run in wandb; a start that is refused before this leaves no trace there."""
+        self._thread.start()
 
     @property
     def name(self) -> str:
@@ -164,7 +169,7 @@ class Wandb(Logger):
 
     def finish(self, exit_code: int) -> None:
         """End the wandb run. Waits for what is queued, but for no single call much longer than `patience`."""
-        if self._done.is_set():
+        if self._done.is_set() or self._thread.ident is None:
             return
         self._calls.put(lambda: self._finish(exit_code))
         self._calls.put(None)
@@ -197,7 +202,11 @@ class Wandb(Logger):
         if self._dead:
             return
         self._dead = True
-        rest = f"; what wandb has goes up with: wandb sync --include-online {self._files}" if self._files else ""
+        rest = (
+            f"; what wandb has goes up with: wandb sync --include-online {shlex.quote(str(self._files))}"
+            if self._files
+            else ""
+        )
         log.warning("wandb stopped (%s); metrics.csv has everything%s", why, rest)
 
     def _start(self) -> None:
@@ -234,7 +243,7 @@ class Wandb(Logger):
         if not files.resolve().is_relative_to(self.folder.resolve()):
             log.warning("wandb: %s cannot be written, its files are in %s", self.folder, files)
         if mode == "offline":
-            log.info("wandb: offline, %s; sync later with: wandb sync %s", why, files)
+            log.info("wandb: offline, %s; sync later with: wandb sync %s", why, shlex.quote(str(files)))
         else:
             log.info("wandb: %s, %s", mode, self._run.url)
 

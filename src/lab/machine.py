@@ -6,6 +6,7 @@ Known without importing torch.
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import os
 import platform
@@ -28,6 +29,9 @@ def check_machine(cfg: DictConfig) -> None:
     """Refuse what this machine cannot do: devices, batches over them, data files, the output folder."""
     config = compose.plain(cfg)
     _check_devices(config["trainer"])
+    cores = len(usable_cores())
+    if config["threads"] > cores:
+        raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
     _check_batches("data", config["data"], world_size(cfg))
     _check_files(config["data"])
     _check_output(config.get("run_dir"))
@@ -156,14 +160,16 @@ def _check_output(run_dir: str | None) -> None:
     folder = Path(run_dir) if run_dir else paths.OUTPUTS
     shown = f"{named}={run_dir}" if run_dir else named
     existing = folder.absolute()
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise Refusal(f"{shown} is not allowed: {existing} is not a folder")
     try:
+        while not existing.exists() and not existing.is_symlink():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise Refusal(f"{shown} is not allowed: {existing} is not a folder")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise Refusal(f"{shown} is not allowed: {error.strerror}") from None
         raise Refusal(f"{shown} cannot be written: {existing}: {error.strerror}") from None
     free = shutil.disk_usage(existing).free
     if free < _LEAST_FREE:

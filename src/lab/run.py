@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +23,7 @@ fastimport.load_torchmetrics()  # before Lightning does
 
 import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402
+from hydra.errors import InstantiationException  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
@@ -27,12 +31,12 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
-from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
+from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.provenance import provenance  # noqa: E402
-from lab.rundir import RunDir, write_atomically  # noqa: E402
+from lab.rundir import MEETING, RunDir, write_atomically  # noqa: E402
 
 log = logging.getLogger("lab")
 
@@ -45,25 +49,21 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
         checkpoint: where to go on from.
     """
     started = time.perf_counter()
-    cfg = OmegaConf.load(run.config)
-    assert isinstance(cfg, DictConfig)
+    cfg = run.read_config()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     with _logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
-        if rank == 0:
-            log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, accelerator(cfg), run.path)
+        if ranks > 1:
+            _meet(rank, ranks, cfg)
         pl.seed_everything(cfg.seed, verbose=False)
-        trainer = _trainer(cfg, run, checkpoint, ranks, rank)
+        claims = {name: _made(cfg, f"claims.{name}") for name in cfg.claims}
+        trainer = _trainer(cfg, run, checkpoint, rank, [_WorldSizeGuard(ranks), _BeforeTraining(claims, cfg, run.path)])
         try:
-            data = instantiate(cfg.data)
+            data = _made(cfg, "data")
             with trainer.init_module():
-                model = instantiate(cfg.model)
-            claims = {name: instantiate(claim) for name, claim in cfg.claims.items()}
-            for logger in trainer.loggers:
-                if isinstance(logger, Wandb):
-                    logger.log_hyperparams(_filterable(cfg))
+                model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
         except BaseException:
@@ -71,20 +71,21 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             raise
 
 
-def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, ranks: int, rank: int) -> pl.Trainer:
+def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, checks: list[pl.Callback]) -> pl.Trainer:
     loggers: list[Any] = []
     if rank == 0:
         resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
         loggers = [MetricsFile(run.metrics, resumed_at)]
-        loggers += [instantiate(node, id=cfg.id, save_dir=str(run.path)) for node in cfg.logger.values()]
+        loggers += [_made(cfg, f"logger.{name}", id=cfg.id, save_dir=str(run.path)) for name in cfg.logger]
     options: dict[str, Any] = {}
-    if ranks > 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
+    if world_size(cfg) > 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
         # buffers are computed alike on every rank, there is nothing to broadcast at each forward
         options["strategy"] = DDPStrategy(broadcast_buffers=False)
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
+    trainer: pl.Trainer = _made(
+        cfg,
+        "trainer",
         logger=loggers,
-        callbacks=[_WorldSizeGuard(ranks), *(instantiate(node) for node in cfg.callbacks.values())],
+        callbacks=[*checks, *(_made(cfg, f"callbacks.{name}") for name in cfg.callbacks)],
         plugins=[LightningEnvironment(), AtomicCheckpointIO()],
         default_root_dir=str(run.path),
         max_epochs=-1,
@@ -94,7 +95,37 @@ def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, ranks: int, 
         enable_model_summary=False,
         **options,
     )
+    # Checkpoints handles signals; Lightning would put its own handler in front, which runs a collective in mid-step
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _made(cfg: DictConfig, key: str, **more: Any) -> Any:
+    """What the node at `key` describes; whatever its constructors raise is a Refusal that names the node."""
+    try:
+        return instantiate(OmegaConf.select(cfg, key), **more)
+    except InstantiationException as error:
+        place = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
+        raise _refusal(place[1] if place else key, error.__cause__ or error) from error
+
+
+def _refusal(key: str, error: BaseException) -> Refusal:
+    """An error that the values of the node at `key` led to, in one line that says where it was raised."""
+    if isinstance(error, Refusal):
+        return error.within(key)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split()) or "no reason given"
+    return Refusal(f"{key}: {type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})")
+
+
+def _meet(rank: int, ranks: int, cfg: DictConfig) -> None:
+    """Join the other ranks at the file where they meet, before Lightning would at a port."""
+    backend = "nccl" if accelerator(cfg) == "cuda" else "gloo"
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{os.environ[MEETING]}", rank=rank, world_size=ranks
+    )
+    if backend == "nccl":
+        atexit.register(torch.distributed.destroy_process_group)  # torch warns of one that is left open
 
 
 def _require_ranks(asked: int, **up: int) -> None:
@@ -117,6 +148,27 @@ class _WorldSizeGuard(pl.Callback):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         up = torch.distributed.get_world_size() if distributed else 1
         _require_ranks(self.asked, trainer=trainer.world_size, process_group=up)
+
+
+class _BeforeTraining(pl.Callback):
+    """The last refusals: of claims that the data or the model do not allow. Only then is there a run to speak of."""
+
+    def __init__(self, claims: dict[str, Claim], cfg: DictConfig, path: Path) -> None:
+        self.claims, self.cfg, self.path = claims, cfg, path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, claim in self.claims.items():
+            try:
+                claim.check(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
+            except Refusal as refusal:
+                raise refusal.within(f"claims.{name}") from None
+        if trainer.is_global_zero:
+            where = f"{trainer.world_size} × {accelerator(self.cfg)}"
+            log.info("%s · seed %d · %s · %s", self.cfg.name, self.cfg.seed, where, self.path)
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.start()
+                logger.log_hyperparams(_filterable(self.cfg))
 
 
 def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:

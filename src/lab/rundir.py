@@ -9,17 +9,22 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lab.errors import Refusal
 
+MEETING = "LAB_RANKS_MEET_AT"
+"""The environment variable that names the file through which the ranks of one start find each other."""
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
 
@@ -33,8 +38,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # the system does not say which file is too much
+            error.filename = str(path)
         raise
 
 
@@ -57,21 +64,21 @@ class RunDir:
         if "WANDB_SWEEP_ID" in os.environ:  # wandb's agent waits for the run that it named
             cfg.id = cfg.id or os.environ.get("WANDB_RUN_ID")
         cfg.id = cfg.id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        if not re.fullmatch(r"\w[\w.-]*", cfg.id):
+        if not re.fullmatch(r"\w[\w.-]{0,127}", cfg.id):
             raise Refusal(
-                f"id={cfg.id} is not allowed: letters, digits, '_', '-' and '.', not beginning with '.' or '-'"
+                f"id={cfg.id} is not allowed: up to 128 letters, digits, '_', '-', '.', not beginning with '.' or '-'"
             )
         return cls(Path(cfg.run_dir) if cfg.run_dir is not None else outputs / cfg.name / cfg.id)
 
     def freeze(self, cfg: DictConfig, overrides: list[str]) -> bool:
         """Write the resolved config, or compare with the one that is there. True if the run existed already."""
-        if not self.config.exists():
+        if not self.exists:
             frozen = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(frozen, dict)
             write_atomically(self.overrides, "".join(f"{override}\n" for override in overrides))
             write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(frozen | {"run_dir": None})))
             return False
-        there, here = (flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(self.config), cfg))
+        there, here = (flat(OmegaConf.to_container(c, resolve=True)) for c in (self.read_config(), cfg))
         absent = object()
         differing = sorted(
             key
@@ -89,12 +96,61 @@ class RunDir:
         return True
 
     @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return os.path.lexists(self.config)  # unlike Path.exists it takes a name that is too long for one that is free
+
+    def read_config(self) -> DictConfig:
+        """The frozen config; a Refusal when it is not whole."""
+        try:
+            cfg = OmegaConf.load(self.config)
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            raise self._damaged(self.config, " ".join(str(error).split())) from None
+        if not isinstance(cfg, DictConfig) or not cfg:
+            raise self._damaged(self.config, "it is empty" if not cfg else "it holds no keys")
+        if missing := {"name", "run_dir", "id"} - cfg.keys():
+            raise self._damaged(self.config, f"it has no {min(missing)}")
+        return cfg
+
+    @property
     def finished(self) -> bool:
-        return self.verdict.exists()
+        return os.path.lexists(self.verdict)
 
     def read_verdict(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self.verdict.read_text())
-        return record
+        """The verdict that was reached, as JSON; a Refusal when it is not whole."""
+        from lab.claim import Verdict
+
+        try:
+            record: dict[str, Any] = json.loads(self.verdict.read_text(encoding="utf-8"))
+            Verdict.from_json(record)
+            return record
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(self.verdict, f"{type(error).__name__}: {error}") from None
+
+    def _damaged(self, file: Path, why: str) -> Refusal:
+        remedy = {
+            self.config: "choose another run_dir, or remove this one",
+            self.verdict: "remove the file, and the same command judges the run again from its last checkpoint",
+        }
+        return Refusal(f"run_dir={self.path}: its {file.name} is not whole ({why}); {remedy[file]}")
+
+    def discard(self, made: Sequence[Path]) -> None:
+        """Take away what a first start that was refused has left, with the folders that it made, innermost first."""
+        if self.path in made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            for file in (
+                self.config,
+                self.overrides,
+                self.log,
+                self.metrics,
+                self.path / ".lock",
+                *self.path.glob("rank*.log"),
+            ):
+                file.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another run has been started beside
+                folder.rmdir()
 
     def newest_checkpoint(self) -> tuple[Path | None, list[Path]]:
         """(the newest whole checkpoint or None, newer ones that are torn or corrupt).

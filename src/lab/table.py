@@ -191,9 +191,9 @@ class VerifyRow:
 
     @property
     def ratio(self) -> float:
-        """difference / allowed: at most 1 where the claim holds."""
+        """difference / allowed, a pure number: at most 1 where the claim holds; 0 or ∞ where nothing is allowed."""
         if not self.tolerance:
-            return math.inf if self.difference > 0 else self.difference
+            return math.nan if math.isnan(self.difference) else math.inf if self.difference > 0 else 0.0
         return self.difference / self.tolerance
 
 

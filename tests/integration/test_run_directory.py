@@ -72,6 +72,35 @@ def test_a_full_disk_is_said_in_one_line_and_costs_nothing_saved(
     assert outcome(at).differs_from(finished(words("pca_autoencoder"))) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["data.batch_size=5000"], "data.batch_size=5000 is more than the 1797 samples there are"),
+        (["data.batch_size=5000", "trainer.devices=2"], "data.batch_size=5000 is more than the 1797 samples there are"),
+        (["model.net.d=63"], "model.net.d=63 must be 64: the data have 64 dimensions"),
+        (["claims.projector.k=64", "logger=wandb"], "claims.projector.k=64 must be less than the 64 dimensions"),
+        (["claims.projector.k=64", "trainer.devices=2"], "claims.projector.k=64 must be less than the 64 dimensions"),
+    ],
+)
+def test_what_the_data_refuse_leaves_nothing(more: list[str], said: str, start: Any, tmp_path: Path) -> None:
+    run = start(tmp_path / "runs/here/one", ["experiment=pca_autoencoder", "logger=none", *more], cwd=tmp_path)
+    code, err = run.end()
+    assert code == REFUSED
+    assert err.startswith(f"lab: {said}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_start_takes_away_nothing_that_was_there(start: Any, words: Any, partial: Any) -> None:
+    at = partial(words("pca_autoencoder"), 100)
+    before = {path: path.read_bytes() for path in at.rglob("*.ckpt")}
+    (at / "verdict.json").write_text("{")
+    code, err = start(at, words("pca_autoencoder")).end()
+    assert code == REFUSED
+    assert "its verdict.json is not whole" in err
+    assert {path: path.read_bytes() for path in at.rglob("*.ckpt")} == before
+
+
 def test_an_unwritable_run_dir_is_refused(start: Any, words: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = start(tmp_path / "file" / "run", words("pca_autoencoder"), cwd=tmp_path)

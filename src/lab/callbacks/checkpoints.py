@@ -59,9 +59,6 @@ class Checkpoints(Callback):
         self._handlers = {s: signal.signal(s, self._flag) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # in place of what Lightning has set since: a SIGTERM handler that runs a collective and ends training unsaved
-        for signum in self._handlers:
-            signal.signal(signum, self._flag)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -10,11 +10,25 @@ import torch
 
 from lab.claim import Claim, Quantity, Run, equal
 from lab.data.gaussian_regression import GaussianRegression
+from lab.errors import Refusal, nearest
+from lab.models.least_squares import LeastSquares
 from lab.theory import least_squares as theory
 from lab.types import PositiveInt
 
 
-class LeastSquaresSolution(Claim):
+class _AboutDesign(Claim):
+    """A claim about the replicates of one design of the data."""
+
+    def __init__(self, design: str) -> None:
+        self.design = design
+
+    def check(self, data: GaussianRegression, model: LeastSquares) -> None:
+        if self.design not in data.designs:
+            close = nearest(self.design, data.designs)
+            raise Refusal(f"design={self.design} is none of data.designs; allowed: {', '.join(data.designs)}{close}")
+
+
+class LeastSquaresSolution(_AboutDesign):
     """Trained weights equal the least-squares solution A⁺y
 
     ∇(½‖Aw − y‖²) = Aᵀ(Aw − y) vanishes only at the projection of y on the column space; for full column rank ŵ = A⁺y is
@@ -30,7 +44,7 @@ class LeastSquaresSolution(Claim):
     )
 
     def __init__(self, design: str = "tall") -> None:
-        self.design = design
+        super().__init__(design)
 
     def predict(self, data: GaussianRegression) -> Quantity:
         design = data.designs[self.design]
@@ -52,8 +66,17 @@ class MinimumNorm(LeastSquaresSolution):
     def __init__(self, design: str = "wide") -> None:
         super().__init__(design)
 
+    def check(self, data: GaussianRegression, model: LeastSquares) -> None:
+        super().check(data, model)
+        design = data.designs[self.design]
+        if max(design.samples) >= design.d:
+            raise Refusal(
+                f"data.designs.{self.design}.samples={design.samples} must be below d = {design.d}: "
+                "where d ≤ n there is nothing to choose between"
+            )
 
-class Contraction(Claim):
+
+class Contraction(_AboutDesign):
     """With the optimal fixed step the error contracts by (κ−1)/(κ+1) a step
 
     w_t − ŵ = (I − ηH)ᵗ(w_0 − ŵ) with H = AᵀA/n. Under η* = 2/(λ₁ + λ_d) the extreme modes shrink by ρ = (κ−1)/(κ+1)
@@ -66,14 +89,21 @@ class Contraction(Claim):
     symbol, x_symbol = r"contraction per step $\rho$", r"condition number $\kappa$"
     relation = equal(
         "faster modes add less than (ρ₂/ρ)²ᵗ once ‖w_{t+1} − w_t‖ is under 1e-4 of the first; "
-        "rounding at 1e-16 of the first "
-        "step is 1e-6 of the last one fitted and averages out over the fit",
+        "rounding, 1e-16 of the first step, is 1e-6 of the last one fitted and averages out over the fit",
         atol=1e-5,
     )
     window = (1e-10, 1e-4)
 
     def __init__(self, replicates: PositiveInt, design: str = "tall") -> None:
-        self.replicates, self.design = replicates, design
+        super().__init__(design)
+        self.replicates = replicates
+
+    def check(self, data: GaussianRegression, model: LeastSquares) -> None:
+        super().check(data, model)
+        if self.design != model.recorded:
+            raise Refusal(f"design={self.design} must be {model.recorded}, the design whose steps are recorded")
+        if self.replicates > model.record:
+            raise Refusal(f"replicates={self.replicates} is more than model.record={model.record}, those recorded")
 
     def predict(self, data: GaussianRegression) -> Quantity:
         largest, smallest = data.designs[self.design].gram_extremes()
@@ -95,24 +125,44 @@ def _slope(t: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(t - t.mean(), y, 1)[0]) if len(t) >= 5 else float("nan")
 
 
-class ExcessRisk(Claim):
+class ExcessRisk(_AboutDesign):
     """Mean excess risk of least squares over Gaussian designs is σ²d/(n−d−1)
 
-    E_x (xᵀŵ − xᵀw*)² = (ŵ − w*)ᵀΣ(ŵ − w*), averaged over the replicates of each sample size n.
+    E_x (xᵀŵ − xᵀw*)² = (ŵ − w*)ᵀΣ(ŵ − w*), averaged over the replicates of each sample size n. Over designs it is
+    distributed as σ² χ²_d/χ²_{n−d+1}, whatever Σ, so R replicates leave a relative standard error of
+    √(2(n−1)/(d(n−d−3)R)), and n−d−1 differs from n−d by the fraction 1/(n−d): small n tell the two apart best.
     """
 
-    reference = "Hastie, Montanari, Rosset & Tibshirani 2022, §2"
+    reference = (
+        "Hastie, Montanari, Rosset & Tibshirani 2022, §2; Anderson, Multivariate Statistical Analysis, §5.2, §7.7"
+    )
     symbol, x_symbol = "mean excess risk", "samples $n$"
     log = "xy"
     relation = equal(
-        "sampling error over the replicates: 4.5 standard errors, so that with five sample sizes "
-        "and the skewness of the risk "
-        "a correct run is refuted less than once in 10⁴ (3 would refute one in 70)",
+        "sampling error over the replicates: at 4.5 standard errors four sizes refute a correct run 5 times in 10⁵, "
+        "the skew of the risk included, and n−d in place of n−d−1 is 9 to 11 away",
         k=4.5,
     )
 
-    def __init__(self, design: str = "tall") -> None:
-        self.design = design
+    def __init__(self, design: str = "small") -> None:
+        super().__init__(design)
+
+    def check(self, data: GaussianRegression, model: LeastSquares) -> None:
+        super().check(data, model)
+        design, key = data.designs[self.design], f"data.designs.{self.design}"
+        # (AᵀA)⁻¹ has a mean for n > d + 1 and a variance, from which the standard error is taken, for n > d + 3
+        if min(design.samples) <= design.d + 3:
+            raise Refusal(
+                f"{key}.samples={design.samples} must be above d + 3 = {design.d + 3}: "
+                "below it the excess risk has no variance to take a standard error from"
+            )
+        if design.noise == 0:
+            raise Refusal(f"{key}.noise=0 must be above 0: without noise there is no excess risk")
+        if int(torch.bincount(design.sizes)[sorted(set(design.samples))].min()) < 2:
+            raise Refusal(
+                f"{key}.replicates={design.replicates} must be at least {2 * len(design.samples)}: "
+                "a standard error needs two of each size"
+            )
 
     def predict(self, data: GaussianRegression) -> Quantity:
         design = data.designs[self.design]

@@ -23,7 +23,6 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse, with the nearest flag where one was misspelt."""
         flags = [name for action in self._actions for name in action.option_strings]
-        close = next(
-            (found for word in message.split() if word.startswith("-") and (found := nearest(word, flags))), ""
-        )
+        unknown = [word for word in message.split() if word.startswith("-") and word.rstrip(":") not in flags]
+        close = next((found for word in unknown if (found := nearest(word, flags))), "")
         raise Refusal(f"{self.verb}: {message}{close}; see lab {self.verb} --help")

@@ -21,6 +21,26 @@ CHAPTERS = {
 }
 
 
+FREE = (
+    "experiment",
+    "seed",
+    "run_dir",
+    "id",
+    "data_root",
+    "threads",
+    "logger",
+    "trainer.devices",
+    "trainer.accelerator",
+)
+"""Overrides under which a run is still the experiment's own."""
+
+
+def foreign_override(overrides: Path) -> str | None:
+    """The first of a run's overrides (its file of that name) under which it is not the experiment's own, or None."""
+    lines = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    return next((line for line in filter(None, lines) if line.lstrip("+").partition("=")[0] not in FREE), None)
+
+
 @dataclass(frozen=True)
 class Entry:
     """An experiment as its file states it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab import paths
 from lab.cli.arguments import Arguments
-from lab.cli.catalogue import by_chapter, heading, refuted_by
+from lab.cli.catalogue import by_chapter, foreign_override, heading, refuted_by
 
 
 def main(argv: list[str]) -> int:
@@ -46,13 +46,15 @@ def main(argv: list[str]) -> int:
 
 
 def last_verified(outputs: Path) -> dict[str, str]:
-    """Experiment → when its newest verdict below `outputs` was reached, and which; runs of controls do not count."""
+    """Experiment → when its newest verdict below `outputs` was reached, and which.
+
+    Only runs of the experiment's own config count: none of a control, none with an override that changes what is run.
+    """
     newest: dict[str, tuple[float, str]] = {}
     for path in (*outputs.glob("*/*/verdict.json"), *outputs.glob("verify/**/verdict.json")):
-        config = path.with_name("config.yaml")
-        if any(part.startswith("control-") for part in path.parts) or _is_control(config):
-            continue
         try:
+            if _is_control(path.with_name("config.yaml")) or foreign_override(path.with_name("overrides")):
+                continue
             record = json.loads(path.read_text(encoding="utf-8"))
             name, holds, when = str(record["experiment"]), bool(record["holds"]), path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):

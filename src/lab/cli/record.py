@@ -9,7 +9,7 @@ from typing import Any
 
 from lab import compose, paths
 from lab.cli.arguments import Arguments
-from lab.cli.catalogue import Entry, by_chapter, heading
+from lab.cli.catalogue import Entry, by_chapter, foreign_override, heading
 from lab.errors import CRASHED, HOLDS, Refusal, nearest
 from lab.rundir import RunDir, write_atomically
 
@@ -18,19 +18,6 @@ Keep the verdict and the figure of a finished run in experiments/<name>/ and wri
 
 Only what can be reproduced is kept: the run must be finished, hold, stem from a clean commit, and be that of the
 experiment's own config (seed, devices, logger and folders are free)."""
-
-FREE = (
-    "experiment",
-    "seed",
-    "run_dir",
-    "id",
-    "data_root",
-    "threads",
-    "logger",
-    "trainer.devices",
-    "trainer.accelerator",
-)
-"""Overrides under which a run is still the experiment's own."""
 
 FIGURES = ("figure.svg", "figure.png")
 
@@ -99,10 +86,8 @@ def _refuse_unfit(run: RunDir, name: str, holds: bool, provenance: dict[str, Any
         raise Refusal(f"{run.path} is a run of the control {control}, which is there to be refuted")
     if not holds:
         raise Refusal(f"{run.path}: a claim was refuted; only a verdict that holds is recorded")
-    overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
-    for text in filter(None, overrides):
-        if text.lstrip("+").partition("=")[0] not in FREE:
-            raise Refusal(f"{run.path} was run with {text}; the record is of the experiment's own config")
+    if (override := foreign_override(run.overrides)) is not None:
+        raise Refusal(f"{run.path} was run with {override}; the record is of the experiment's own config")
     if not allow_dirty and (provenance.get("dirty") is not False or not provenance.get("commit")):
         raise Refusal(f"{run.path} stems from uncommitted changes: commit and run again, or say --dirty")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import compose, paths
-from lab.errors import CRASHED, HOLDS, REFUSED, Refusal, nearest
+from lab.errors import HOLDS, Refusal, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,11 +87,9 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
 def _run(overrides: list[str]) -> int:
     frozen = _frozen(overrides)
     cfg = compose.compose(overrides) if frozen is None else frozen
-    from lab import check, machine
+    from lab import check
 
-    if frozen is None:
-        check.check_config(cfg)
-    machine.check_machine(cfg)  # what is frozen was checked when it was frozen, perhaps on another machine
+    check.check(cfg)  # a frozen config too: it may be torn, of another version, or of another machine
     from lab.launch import launch
 
     return launch(cfg, overrides)
@@ -103,46 +100,42 @@ def _frozen(overrides: list[str]) -> DictConfig | None:
     values = {override.key_or_group: override.value() for override in map(compose.parse, overrides)}
     if "run_dir" not in values or "experiment" in values:
         return None
+    from lab.rundir import RunDir
+
     path = Path(str(values["run_dir"]))
-    if not (path / "config.yaml").is_file():
+    run = RunDir(path)
+    if not run.exists:
         raise Refusal(f"run_dir={path} holds no run to continue; say experiment=<name> to start one there")
     if len(overrides) > 1:
         other = next(text for text in overrides if not text.lstrip("+").startswith("run_dir="))
         raise Refusal(f"{other}: the run in run_dir={path} goes on with its frozen config, which takes no overrides")
-    from omegaconf import DictConfig, OmegaConf
-
-    with compose.refusals():
-        cfg = OmegaConf.load(path / "config.yaml")
-    if not isinstance(cfg, DictConfig) or not {"name", "trainer", "data"} <= cfg.keys():
-        raise Refusal(f"run_dir={path}: its config.yaml is not that of a run")
+    cfg = run.read_config()
     cfg.run_dir = str(path)
     return cfg
 
 
 def _with_hydra(flags: dict[str, str | None], overrides: list[str]) -> int:
     """Let Hydra do what its flags ask; our own composition comes first, to say mistakes in one line."""
-    multirun = "--multirun" in flags
-    if not flags.keys() & {"--hydra-help", "--shell-completion", *_ELSEWHERE}:
-        cfg = compose.compose(compose.first_point(overrides) if multirun else overrides)
-        if multirun or "--cfg" in flags:
+    elsewhere = flags.keys() & set(_ELSEWHERE)
+    if "--multirun" in flags and elsewhere:
+        raise Refusal(f"{min(elsewhere)} is not allowed with -m: a sweep is of the lab's own configuration")
+    if not elsewhere and not flags.keys() & {"--hydra-help", "--shell-completion"}:
+        cfg = compose.compose(overrides)
+        if "--cfg" in flags:
             from lab import check
 
             check.check_config(cfg)
     if "--shell-completion" not in flags and overrides:
-        overrides = compose.rewrite(overrides, sweep=multirun)
+        overrides = compose.rewrite(overrides)
     words = [word for flag, value in flags.items() for word in (flag, value) if word is not None]
     codes: list[int] = []
-    with (
-        _scratch(overrides) as more,
-        _hydra_argv([*words, *overrides, *(more if multirun else [])]),
-        compose.refusals(),
-    ):
+    with _hydra_argv([*words, *overrides]), compose.refusals():
         _hydra_main(codes)()
-    return CRASHED if CRASHED in codes else REFUSED if REFUSED in codes else HOLDS
+    return max(codes, default=HOLDS)
 
 
 def _hydra_main(codes: list[int]) -> Any:
-    """Hydra's entry point; each job of a sweep appends its exit code."""
+    """Hydra's entry point; a run of it appends its exit code."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -153,28 +146,11 @@ def _hydra_main(codes: list[int]) -> Any:
 
         mine = HydraConfig.get()
         overrides = [str(override).lstrip("+") for override in mine.overrides.task]
-        try:
-            compose.require_name(cfg, str(mine.runtime.choices["experiment"]))
-            check.check(cfg)
-            code = launch(cfg, overrides, fresh_process=True)
-        except Refusal as refusal:
-            print(f"lab: {' '.join(overrides)}: {refusal}", file=sys.stderr)
-            code = REFUSED
-        codes.append(code)
-        if code >= 128:  # stopped by a signal: the sweep stops too
-            sys.exit(code)
+        compose.require_name(cfg, str(mine.runtime.choices["experiment"]))
+        check.check(cfg)
+        codes.append(launch(cfg, overrides))
 
     return job
-
-
-@contextmanager
-def _scratch(overrides: list[str]) -> Iterator[list[str]]:
-    """A place for the files that Hydra's sweeper insists on writing, gone when the sweep is done."""
-    if any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides):
-        yield []
-        return
-    with tempfile.TemporaryDirectory(prefix="lab-multirun-") as folder:
-        yield [f"hydra.sweep.dir='{folder}'"]
 
 
 @contextmanager

@@ -17,19 +17,15 @@ from lab.sweep.plan import Composer, Sweep
 
 def main(overrides: Sequence[str]) -> int:
     """Run the sweep that the overrides describe, or what is left of it; returns its exit code."""
-    from hydra.utils import instantiate
-
-    groups = [text for text in overrides if compose.chooses_group(text)]
-    _, hydra = compose.compose_with_hydra(compose.first_point(groups))
+    groups = [next(plan.choices_of(text)) for text in overrides if compose.chooses_group(text)]
+    _, hydra = compose.compose_with_hydra(groups)
     for part in ("launcher", "sweeper"):
         _require_ours(part, hydra)
-    check.check_node("hydra.launcher", hydra.launcher)
-    launcher = instantiate(hydra.launcher)
+    launcher = _made("launcher", hydra)
     if hydra.runtime.choices["hydra/sweeper"] == "basic":  # Hydra's default, which is ours without an optimum
         sweeper: Any = Grid(hydra.sweeper.params)
     else:
-        check.check_node("hydra.sweeper", hydra.sweeper)
-        sweeper = instantiate(hydra.sweeper)
+        sweeper = _made("sweeper", hydra)
     texts = plan.with_params(overrides, hydra)
     swept = {compose.parse(text).key_or_group for text in texts if compose.parse(text).is_sweep_override()}
     for key in sweeper.optimum.values.keys() - swept:
@@ -72,6 +68,15 @@ def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
         code: int = search.run(sweep, space, fixed, launcher)
         rows = report(sweep, search.optimum)
     return code or search.optimum.judge(rows)
+
+
+def _made(part: str, hydra: Any) -> Any:
+    """The launcher or sweeper that Hydra's part of the composition describes."""
+    from hydra.utils import get_class
+
+    check.check_node(f"hydra.{part}", hydra[part])
+    parameters = compose.plain(hydra[part])
+    return get_class(parameters.pop("_target_"))(**parameters)
 
 
 def _require_ours(part: str, hydra: Any) -> None:

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from lab.claim import Floats
 from lab.compare.load import Curve
 from lab.compare.table import Comparison
-from lab.figures import MEASURED, REFUTED, THEORY, style
+from lab.figures import style
+from lab.figures.panel import MEASURED, REFUTED, THEORY
 
 COLOURS = (THEORY, MEASURED, "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00", "#777777")
 LEGEND = 16

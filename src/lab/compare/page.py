@@ -17,7 +17,7 @@ from lab import __version__
 from lab.compare.figure import COLOURS, mean_curve, spread_over_decades
 from lab.compare.load import Curve
 from lab.compare.table import Comparison, cells, text
-from lab.figures import INK
+from lab.figures.panel import INK
 from lab.rundir import write_atomically
 
 POINTS, ALL_POINTS = 1000, 150_000

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lab.errors import Refusal
 from lab.random import generator
 from lab.types import NonNegativeInt, PositiveInt
 
@@ -21,12 +20,10 @@ class Order:
     """Which samples make up the global batch of each step.
 
     An epoch is a permutation of 0 … n−1 that depends on (seed, epoch) alone, cut into ⌊n/B⌋ batches; what is left
-    over sits this epoch out. `batch_size=None` is the full batch, in the data's own order.
+    over sits this epoch out. `batch_size=None` is the full batch, in the data's own order; else it is at most n.
     """
 
     def __init__(self, n: int, batch_size: int | None, seed: int) -> None:
-        if batch_size is not None and batch_size > n:
-            raise Refusal(f"batch_size={batch_size} is more than the {n} samples there are; allowed: 1..{n} or null")
         self.n, self.batch_size, self.seed = n, batch_size or n, seed
         self.full = batch_size is None
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
+from lab.errors import Refusal
 from lab.types import NonNegativeInt, PositiveInt
 
 
@@ -38,7 +39,14 @@ class CentredImages(InMemoryData):
         x = images.flatten(1).double()
         self.mean = x.mean(0)
         self.x = (x - self.mean).to(self.dtype)
-        self.order = Order(len(x), self.batch_size, self.seed)
+        n = len(x)
+        if self.batch_size is not None and self.batch_size > n:
+            raise Refusal(
+                f"data.batch_size={self.batch_size} is more than the {n} samples there are; allowed: 1..{n} or null"
+            )
+        if self.world_size > n:
+            raise Refusal(f"trainer.devices={self.world_size} is more than the {n} samples there are: one has none")
+        self.order = Order(n, self.batch_size, self.seed)
 
     def place(self, device: torch.device) -> None:
         self.x = self.x.to(device)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
@@ -28,7 +31,7 @@ class Design:
     def __init__(
         self,
         d: PositiveInt,
-        samples: list[PositiveInt],
+        samples: Annotated[list[PositiveInt], MinLen(1)],
         replicates: PositiveInt = 1,
         top: Positive = 1.0,
         bulk: Positive = 1.0,
@@ -42,6 +45,8 @@ class Design:
             )
         if batch_size is not None and batch_size > samples[0]:
             raise Refusal(f"batch_size={batch_size} is more than samples={samples}; allowed: 1..{samples[0]} or null")
+        if replicates < len(set(samples)):
+            raise Refusal(f"replicates={replicates} is less than the {len(set(samples))} sizes in samples={samples}")
         self.d, self.samples, self.replicates, self.noise, self.batch_size = d, samples, replicates, noise, batch_size
         self.spectrum = torch.full((d,), bulk, dtype=torch.float64)
         self.spectrum[0], self.spectrum[-1] = top, bottom

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lab.data.gaussian_regression import GaussianRegression
+from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
 from lab.nets.linear import ReplicatedLinear
 from lab.theory.least_squares import optimal_step
@@ -39,23 +40,50 @@ class LeastSquares(SteppedModule):
         self,
         nets: dict[str, ReplicatedLinear],
         optimizer: Callable[[Any], Optimizer],
-        steps: NonNegativeInt,
         record: NonNegativeInt = 0,
     ) -> None:
         super().__init__(optimizer)
         self.nets = nn.ModuleDict(nets)
         self.recorded = next(iter(nets))
-        self.register_buffer("step_norms", torch.full((steps, record), torch.nan, dtype=torch.float64))
+        self.record = record
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, GaussianRegression)
+        if not isinstance(data, GaussianRegression):
+            raise Refusal("model: LeastSquares trains on data of the kind lab.data.gaussian_regression")
+        self._check(data)
+        norms = torch.full((self.trainer.max_steps, self.record), torch.nan, dtype=torch.float64)
+        self.register_buffer("step_norms", norms)
         self.step_sizes = {}
         for name, design in data.designs.items():
             rows = max(design.samples)
             batch = design.batch_size or rows
             eta = optimal_step(*design.gram_extremes()) * (batch / rows)
             self.step_sizes[name] = eta.to(design.x)
+
+    def _check(self, data: GaussianRegression) -> None:
+        """Refuse nets that do not fit the designs, and a record that they or the precision do not allow."""
+        for name in sorted(set(self.nets.keys()) ^ set(data.designs)):
+            has, lacks = ("model.nets", "data.designs") if name in self.nets else ("data.designs", "model.nets")
+            raise Refusal(f"{has}.{name} has no counterpart in {lacks}: each design is trained by the net of its name")
+        for name, design in data.designs.items():
+            net = self.nets[name]
+            assert isinstance(net, ReplicatedLinear)
+            replicates, features = net.weight.shape
+            for key, found, wanted, its in (
+                ("features", features, design.d, "d"),
+                ("replicates", replicates, design.replicates, "replicates"),
+            ):
+                if found != wanted:
+                    raise Refusal(f"model.nets.{name}.{key}={found} must equal data.designs.{name}.{its}={wanted}")
+        most = data.designs[self.recorded].replicates
+        if self.record > most:
+            raise Refusal(f"model.record={self.record} is more than data.designs.{self.recorded}.replicates={most}")
+        if data.dtype == torch.bfloat16:
+            raise Refusal(
+                "trainer.precision=bf16-true is not allowed: a step below 1/256 of a weight would leave it as it is; "
+                "allowed: 64-true, 32-true"
+            )
 
     def on_train_start(self) -> None:
         self._previous = self._recorded_weights().clone()  # a checkpoint has been restored by now

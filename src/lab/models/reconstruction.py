@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lab.data.digits import CentredImages
+from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
 
@@ -63,6 +65,15 @@ class Reconstruction(SteppedModule):
         super().__init__(optimizer, scheduler)
         self.net, self.ordered = net, ordered
         self._ordered_error = nested_error if nested else tied_error
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, CentredImages):
+            raise Refusal("model: Reconstruction trains on data of the kind lab.data.digits.CentredImages")
+        d = data.x.shape[1]
+        for key, found in (("net", self.net.encoder.shape[1]), ("ordered", self.ordered.weight.shape[0])):
+            if found != d:
+                raise Refusal(f"model.{key}.d={found} must be {d}: the data have {d} dimensions")
 
     def objective(self, batch: tuple[Tensor, float]) -> tuple[Tensor, dict[str, Tensor]]:
         x, weight = batch

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lab.data.blocks import Block
+from lab.errors import Refusal
 
 
 class SteppedModule(LightningModule):
@@ -70,7 +71,16 @@ class SteppedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over all parameters, with its schedule where there is one."""
-        optimizer = self._make_optimizer(self.parameters())
+        optimizer = _made("model.optimizer", self._make_optimizer, self.parameters())
         if self._make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+        return {"optimizer": optimizer, "lr_scheduler": _made("model.scheduler", self._make_scheduler, optimizer)}
+
+
+def _made(key: str, make: Callable[[Any], Any], what: Any) -> Any:
+    """`make(what)`; what it refuses is the fault of the values that the node at `key` gave it."""
+    try:
+        return make(what)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise Refusal(f"{key} cannot be made: {type(error).__name__}: {said}") from error

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lab.errors import Refusal
 from lab.random import generator, normal
 from lab.types import NonNegativeInt, PositiveInt
 
@@ -22,6 +23,8 @@ class LinearAutoencoder(nn.Module):
         activation: Literal["identity", "relu"] = "identity",
         seed: NonNegativeInt = 0,
     ) -> None:
+        if k >= d:
+            raise Refusal(f"k={k} must be less than d={d}: as many codes as inputs leave nothing to discard")
         super().__init__()
         draw = generator(seed, "LinearAutoencoder")
         self.encoder = nn.Parameter(normal(draw, k, d) / math.sqrt(d))
@@ -38,6 +41,8 @@ class OrderedAutoencoder(nn.Module):
     """Tied weights W (d×k), codes z = Wᵀx in an order: code i is worth keeping only after codes 1 … i−1."""
 
     def __init__(self, d: PositiveInt, k: PositiveInt, seed: NonNegativeInt = 0) -> None:
+        if k > d:
+            raise Refusal(f"k={k} must be at most d={d}: there are no more directions")
         super().__init__()
         draw = generator(seed, "OrderedAutoencoder")
         start = normal(draw, d, k) / math.sqrt(d)

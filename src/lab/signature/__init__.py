@@ -14,9 +14,13 @@ from typing import Any
 
 from lab.signature.annotations import Opaque, evaluate, literal
 from lab.signature.guards import Guard, guards
+from lab.signature.nodes import Wanted, wanted
 from lab.signature.source import Definition, Module, expression, find, lineage
 
 __all__ = ["Opaque", "Parameter", "Signature", "attribute", "docstring", "first_docstring_line", "signature"]
+
+UNKNOWN = object()
+"""The default of a parameter that has none, or one that is not a plain literal."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,19 @@ class Parameter:
     name: str
     required: bool
     default: Any
-    """The default where it is a plain literal, else None."""
+    """The default where it is a plain literal, else `UNKNOWN`."""
     read: Callable[[], Any]
+    read_nodes: Callable[[], Wanted | None]
 
     @cached_property
     def annotation(self) -> Any:
         """A type pydantic understands, `Any` when nothing is known, or `Opaque`; read when it is first asked for."""
         return self.read()
+
+    @cached_property
+    def wanted(self) -> Wanted | None:
+        """What a node with a `_target_` must make to be given here; None when nothing is known."""
+        return self.read_nodes()
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,11 @@ def attribute(target: str, name: str) -> str:
                     pass
                 case ast.AnnAssign(target=ast.Name(id=bound), value=ast.expr() as value) if bound == name:
                     pass
+                case ast.Assign(targets=[ast.Tuple(elts=bound)], value=ast.Tuple(elts=values)):
+                    together = {ast.unparse(one): value for one, value in zip(bound, values, strict=False)}
+                    if name not in together:
+                        continue
+                    value = together[name]
                 case _:
                     continue
             return str(value.value) if isinstance(value, ast.Constant) else ast.unparse(value)
@@ -176,7 +191,10 @@ def _arguments(module: Module, arguments: ast.arguments, *, bound: bool) -> Iter
 
 
 def _parameter(module: Module, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
-    return Parameter(name, default is None, literal(default), partial(evaluate, module, annotation))
+    known = UNKNOWN if default is None else literal(default, UNKNOWN)
+    return Parameter(
+        name, default is None, known, partial(evaluate, module, annotation), partial(wanted, module, annotation)
+    )
 
 
 def _passed_on(init: ast.FunctionDef) -> tuple[int, set[str]] | None:

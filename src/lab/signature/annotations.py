@@ -44,12 +44,12 @@ def evaluate(module: Module, node: ast.expr | None) -> Any:
     return Any if node is None else _Annotations(module).evaluate(node)
 
 
-def literal(node: ast.expr | None) -> Any:
-    """The value of a plain literal, else None."""
+def literal(node: ast.expr, otherwise: Any = None) -> Any:
+    """The value of a plain literal, else `otherwise`."""
     try:
-        return ast.literal_eval(node) if node is not None else None
+        return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
-        return None
+        return otherwise
 
 
 @dataclass

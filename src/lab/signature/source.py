@@ -84,6 +84,11 @@ class Definition:
     method: bool = False
     """Whether Python passes its first argument itself."""
 
+    @property
+    def name(self) -> str:
+        """Its dotted path, where it is defined."""
+        return f"{self.module.name}.{self.node.name}" if hasattr(self.node, "name") else self.module.name
+
 
 @cache
 def _statements(path: Path) -> list[ast.stmt]:

@@ -21,12 +21,24 @@ def fits(value: Any, annotation: Any) -> bool:
     """Whether a plain value, not one with nodes in it, is what the annotation allows."""
     if Opaque in (annotation, *typing.get_args(annotation)):  # nodes were let through, so this is a plain value
         return value is None and annotation is not Opaque
-    if isinstance(value, float) and not math.isfinite(value):
+    if not is_finite(value):
         return False
     try:  # as JSON: an integer is a number, a list is a tuple, but true is not an integer
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except (ValueError, TypeError):  # pydantic's ValidationError is a ValueError
         return False
+    return True
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a plain value is infinite or NaN."""
+    match value:
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(is_finite, value.values()))
+        case list():
+            return all(map(is_finite, value))
     return True
 
 
@@ -65,14 +77,19 @@ def describe(annotation: Any) -> str:
     """An annotation in words: `an integer ≥ 1 or null`."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return " ".join([describe(parts[0]), " and ".join(text for p in parts[1:] if (text := _constraint(p)))]).strip()
+        what, comma, each = describe(parts[0]).partition(", each")
+        limits = " and ".join(text for p in parts[1:] if (text := _constraint(p)))
+        return f"{what} {limits}".strip() + comma + each
     if origin is Literal:
         return _choice(parts)
     if origin in (list, tuple, dict):
         inner = [describe(p) for p in parts if p is not ...]
         if origin is tuple and ... not in parts:
             return f"a list of {len(inner)} ({', '.join(inner)})"
-        return f"a {'mapping to' if origin is dict else 'list, each'} {inner[-1]}"
+        kind = "mapping" if origin is dict else "list"
+        if inner[-1] == _NAMES[Any]:
+            return f"a {kind}"
+        return f"a {kind}{' to' if origin is dict else ', each'} {inner[-1]}"
     if parts:
         others = [describe(p) for p in parts if typing.get_origin(p) is not Literal]
         named = [_choice(tuple(choices(annotation)))] if len(others) < len(parts) else []

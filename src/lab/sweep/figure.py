@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lab.figures import INK, MEASURED, REFUTED, THEORY, style
+from lab.figures import style
+from lab.figures.panel import INK, MEASURED, REFUTED, THEORY
 from lab.sweep.results import Group, Row, by_values
 
 _INCH = 1 / 2.54

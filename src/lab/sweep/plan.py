@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lab import compose, paths
-from lab.check import check_config
+from lab.check import check_config, check_run
 from lab.errors import Refusal
 from lab.rundir import write_atomically
 
@@ -101,7 +101,7 @@ def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:
 
 def grid(texts: Sequence[str]) -> list[Point]:
     """Every combination of the values that the overrides give, composed and checked before the first one starts."""
-    choices = {text: list(_choices(text)) for text in texts}
+    choices = {text: list(choices_of(text)) for text in texts}
     swept = [text for text in choices if compose.parse(text).is_sweep_override()]
     composer = Composer()
     points = []
@@ -115,7 +115,7 @@ def grid(texts: Sequence[str]) -> list[Point]:
     return points
 
 
-def _choices(text: str) -> Iterator[str]:
+def choices_of(text: str) -> Iterator[str]:
     """The overrides that one override of a sweep stands for."""
     override = compose.parse(text)
     if not override.is_sweep_override():
@@ -144,8 +144,9 @@ class Composer:
         groups = tuple(text for text in overrides if compose.chooses_group(text))
         if groups not in self._bases:
             self._bases[groups] = compose.compose(groups)
+            check_config(self._bases[groups])  # with the controls, which no point changes
         cfg = compose.vary(self._bases[groups], [text for text in overrides if text not in groups])
-        check_config(cfg)
+        check_run(cfg)
         content = json.dumps(compose.plain(cfg), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
         return Point(name or _name(values, digest), dict(values), tuple(overrides), cfg, digest)

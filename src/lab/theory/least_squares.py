@@ -53,3 +53,18 @@ def excess_risk(noise: float, d: int, n: Tensor) -> Tensor:
     if int(n.min()) <= d + 1:
         raise ValueError(f"the mean excess risk is finite only for n > d + 1 = {d + 1}, not n = {int(n.min())}")
     return noise**2 * d / (n - d - 1)
+
+
+def excess_risk_variance(noise: float, d: int, n: Tensor) -> Tensor:
+    """Var (ŵ − w*)ᵀΣ(ŵ − w*) = m²·2(n − 1)/(d(n − d − 3)) for Gaussian design, m = σ²d/(n − d − 1) its mean, n > d + 3.
+
+    Given A, Σ^½(ŵ − w*) = σW^{−½}g with W = Σ^{−½}AᵀAΣ^{−½} white Wishart and g ~ N(0, I_d) independent of it, so the
+    risk is Hotelling's σ²gᵀW⁻¹g = σ² χ²_d/χ²_{n−d+1}, numerator and denominator independent. With
+    E χ²_d = d, E χ⁴_d = d(d + 2), E 1/χ²_q = 1/(q − 2), E 1/χ⁴_q = 1/((q − 2)(q − 4)) and q = n − d + 1 this is it.
+
+    (Anderson, Multivariate Statistical Analysis, §5.2.)
+    """
+    if int(n.min()) <= d + 3:
+        raise ValueError(f"the variance is finite only for n > d + 3 = {d + 3}, not n = {int(n.min())}")
+    mean: Tensor = excess_risk(noise, d, n)
+    return mean.square() * 2 * (n - 1) / (d * (n - d - 3))
