@@ -25,7 +25,7 @@ PCA, LINEAR = "experiment=pca_autoencoder", "experiment=linear_regression"
 def two_cores_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "visible_gpus", lambda: 0)
-    monkeypatch.setattr(machine, "_cores", lambda: 2)
+    monkeypatch.setattr(machine, "usable_cores", lambda: [0, 1])
 
 
 def edit(conf: Path, **changes: Any) -> None:
