@@ -234,7 +234,7 @@ def test_hydra_flags(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("lab ", ["list", "show", "verify", "record", "experiment=", "run_dir="]),
+        ("lab ", [*command.VERBS, "experiment=", "run_dir="]),
         ("lab sh", ["show"]),
         ("python -m lab ve", ["verify"]),
         (".venv/bin/lab exp", ["experiment="]),

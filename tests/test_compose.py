@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab import compose as module
-from lab.compose import changed, compose, experiments, lineage, plain, points, rewrite, source
+from lab.compose import changed, compose, experiments, lineage, plain, rewrite, source
 from lab.errors import Refusal
 
 PCA = "experiment=pca_autoencoder"
@@ -41,19 +41,6 @@ def refusal(*overrides: str) -> str:
 )
 def test_plain_keys_need_no_plus(override: str, rewritten: str) -> None:
     assert rewrite([PCA, override]) == [PCA, rewritten]
-
-
-def test_sweeps_survive() -> None:
-    sweep = [PCA, "seed=0,1", "k=range(2,4)", "model.net.activation=choice(relu,identity)", "logger=none,wandb"]
-    assert rewrite(sweep, sweep=True)[1:] == [*(f"++{text}" for text in sweep[1:4]), sweep[4]]
-    first, *others = points(sweep)
-    assert first == [PCA, "seed=0", "k=2", "model.net.activation=relu", "logger=none"]
-    assert [set(point) - set(first) for point in others] == [
-        {"seed=1"},
-        {"k=3"},
-        {"model.net.activation=identity"},
-        {"logger=wandb"},
-    ]
 
 
 def test_a_key_of_no_file_can_be_set() -> None:

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab import compose
+from lab.claim import Judged, Verdict
 from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
 from lab.sweep import plan, results
@@ -126,8 +127,12 @@ def test_the_best_row_is_held_against_theory(capsys: pytest.CaptureFixture[str])
 def finished(path: Path, *, metrics: str = "step,loss/net\n0,4.0\n50,2.5\n") -> Path:
     path.mkdir()
     (path / "metrics.csv").write_text(metrics)
-    claims = [{"name": "a", "holds": True, "measured": 7.0}, {"name": "b", "holds": False, "measured": None}]
-    (path / "verdict.json").write_text(json.dumps({"claims": claims, "provenance": {"seconds": 3.0}}))
+    judged = [
+        Judged(name, "", "", "equal", "", 7.0, measured, 0.0, 0.0, 1.0, holds)
+        for name, measured, holds in (("a", 7.0, True), ("b", math.nan, False))
+    ]
+    verdict = Verdict("pca_autoencoder", 3, tuple(judged), {"seconds": 3.0})
+    (path / "verdict.json").write_text(json.dumps(verdict.to_json()))
     return path
 
 
