@@ -66,7 +66,7 @@ def test_a_variant_builds_on_its_base() -> None:
         ([PCA, "logger=wandbb"], ["logger=wandbb", "none", "did you mean 'wandb'?"]),
         ([PCA, "trainer=null"], ["trainer=null", "default"]),
         ([PCA, "modle/x=1"], ["modle/x=1", "no config group", "did you mean 'model'?"]),
-        ([PCA, "hydra/launcher=nowhere"], ["hydra/launcher=nowhere", "basic"]),
+        ([PCA, "hydra/launcher=nowhere"], ["hydra/launcher=nowhere", "local"]),
         ([PCA, "trainer.max_steps=[1"], ["trainer.max_steps=[1", "not an override"]),
         ([PCA, "foo"], ["foo", "key=value"]),
         ([PCA, "pca_autoencoder"], ["did you mean 'experiment=pca_autoencoder'?"]),

@@ -55,7 +55,7 @@ def vary(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     varied = deepcopy(cfg)
     with refusals(), flag_override(varied, "struct", True):
-        rewritten = [parse(_rewrite(text, parse(text), False)) for text in overrides]
+        rewritten = [parse(_rewrite(text, parse(text))) for text in overrides]
         ConfigLoaderImpl._apply_overrides_to_config(rewritten, varied)
     return varied
 
@@ -74,7 +74,7 @@ def require_name(cfg: DictConfig, experiment: str) -> None:
         raise Refusal(f"name={found} must equal the name of its file, conf/experiment/{experiment}.yaml")
 
 
-def rewrite(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
+def rewrite(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them: `key=value` becomes `++key=value` unless `key` is a config group.
 
     So a parameter that is in a signature but not in any YAML file can be set without knowing that; `lab.check` refuses
@@ -83,7 +83,7 @@ def rewrite(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
     parsed = [parse(text) for text in overrides]
     if not any(override.key_or_group == "experiment" and not override.is_delete() for override in parsed):
         raise Refusal(f"no experiment: say experiment=<name>; allowed: {', '.join(experiments())}")
-    return [_rewrite(text, override, sweep) for text, override in zip(overrides, parsed, strict=True)]
+    return [_rewrite(text, override) for text, override in zip(overrides, parsed, strict=True)]
 
 
 def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -240,11 +240,11 @@ def parse(text: str) -> Override:
         raise Refusal(f"{text} is not an override Hydra can read: {' '.join(problem.split())}") from None
 
 
-def _rewrite(text: str, override: Override, sweep: bool) -> str:
+def _rewrite(text: str, override: Override) -> str:
     from hydra.core.override_parser.types import OverrideType
 
     key = override.key_or_group
-    if override.is_sweep_override() and not sweep:
+    if override.is_sweep_override():
         alternative = f"{key}=[{text.partition('=')[2]}]"
         raise Refusal(f"{text} has several values: -m runs each of them, {alternative} is a list")
     if override.value() == {} and not override.is_delete():
