@@ -8,6 +8,7 @@ lab: training runs that hold a textbook's theorems against what a trained model 
 usage
   lab experiment=<name> [key=value ...]   run an experiment and judge its claims
   lab run_dir=<path>                      continue the run in that folder from its frozen config
+  lab -m experiment=<name> key=1,2,4 ...  every value in a run of its own; one table, one figure
   lab list                                every experiment by chapter, its claims, when it was last verified here
   lab show <name>                         the theory page, the claims, the controls and the composed config
   lab verify [name ...] [--controls] [--seeds N]
@@ -23,7 +24,8 @@ examples
   lab experiment=pca_autoencoder seed=1 trainer.devices=2 logger=none
   lab experiment=pca_autoencoder k=4 model.optimizer.lr=3e-3
   lab experiment=pca_autoencoder run_dir=runs/a     again: resumes it, or shows its verdict when it has finished
-  lab experiment=pca_autoencoder seed=0,1,2 -m      every value in a run of its own
+  lab -m experiment=pca_autoencoder model.net.k=2,4,8 'seed=range(5)'
+  lab -m experiment=linear_regression sweep=step_size       search, and find the optimum that theory predicts
   lab experiment=pca_autoencoder --cfg job          print the composed config and run nothing
 
 the same for every experiment
