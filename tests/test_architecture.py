@@ -29,6 +29,7 @@ LAYERS: list[dict[str, str]] = [
     {"lab.claims": "heavy"},
     {"lab.signature": "light", "lab.compose": "light", "lab.rundir": "light", "lab.table": "light"},
     {"lab.machine": "light", "lab.callbacks": "heavy", "lab.loggers": "heavy", "lab.figures": "heavy"},
+    {"lab.pictures": "heavy"},
     {"lab.binding": "light"},
     {"lab.check": "light", "lab.provenance": "light", "lab.devices": "light"},
     {"lab.run": "heavy"},

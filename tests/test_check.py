@@ -259,6 +259,25 @@ def test_controls(conf: Path, control: Any, words: list[str]) -> None:
         assert word in line
 
 
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        ({"figure": {"_target_": "lab.pictures.Picture"}}, ["pictures.figure is not allowed", "that of the claims"]),
+        ({"../x": {"_target_": "lab.pictures.Picture"}}, ["pictures.../x is not allowed", "the name of a file"]),
+        ({"plan": {"_target_": "lab.claim.Claim"}}, ["pictures.plan._target_=lab.claim.Claim", "lab.pictures.Picture"]),
+        ({"plan": {"_target_": "lab.pictures.Picture", "k": 3}}, ["unknown key pictures.plan.k=3"]),
+        ({"plan": "lab.pictures.Picture"}, ["pictures.plan=lab.pictures.Picture has no _target_"]),
+    ],
+)
+def test_pictures(conf: Path, pictures: Any, words: list[str]) -> None:
+    edit(conf, pictures={"plan": {"_target_": "lab.pictures.Picture"}})
+    check.check_config(compose([PCA]))
+    edit(conf, pictures=pictures)
+    line = refusal(PCA)
+    for word in words:
+        assert word in line
+
+
 def test_missing_data_file(monkeypatch: pytest.MonkeyPatch) -> None:
     from lab.data import sources
 

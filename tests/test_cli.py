@@ -17,6 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab import __main__ as command
+from lab import compose as composition
 from lab import paths
 from lab.cli import complete as completion
 from lab.cli import help as help_page
@@ -316,7 +317,14 @@ CLAIM = {
 }
 
 
-def finished(folder: Path, *, control: str | None = None, overrides: str = "", **changes: Any) -> Path:
+def finished(
+    folder: Path,
+    *,
+    control: str | None = None,
+    overrides: str = "",
+    pictures: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
     """A run directory as a finished run leaves it."""
     provenance = {
         "seed": 0,
@@ -330,11 +338,12 @@ def finished(folder: Path, *, control: str | None = None, overrides: str = "", *
     verdict = {"experiment": "pca_autoencoder", "chapter": 3, "holds": True, "claims": [CLAIM]}
     provenance |= changes.pop("provenance", {})
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"name: pca_autoencoder\ncontrol: {control or 'null'}\n")
+    about = {"name": "pca_autoencoder", "control": control, "run_dir": None, "id": "x", "pictures": pictures or {}}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(about)))
     (folder / "overrides").write_text(f"{PCA}\nseed=0\n{overrides}")
     (folder / "verdict.json").write_text(json.dumps(verdict | changes | {"provenance": provenance}))
-    for figure in recording.FIGURES:
-        (folder / figure).write_text(figure)
+    for file in (f"{picture}{suffix}" for picture in ("figure", *about["pictures"]) for suffix in recording.SUFFIXES):
+        (folder / file).write_text(file)
     return folder
 
 
@@ -413,6 +422,20 @@ def test_unfinished_runs_are_not_recorded(pages: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="not finished"):
         run("record", str(folder))
     assert not pages.exists()
+
+
+def test_pictures_are_recorded_with_the_figure(pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = {"latent_plane": {"_target_": "lab.pictures.pca_autoencoder.LatentPlane"}}
+    source = composition.source
+    monkeypatch.setattr(composition, "source", lambda name: source(name) | {"pictures": pictures})
+    folder = finished(tmp_path / "run", pictures=pictures)
+    assert run("record", str(folder)) == HOLDS
+    kept = {path.name for path in (pages / "pca_autoencoder").iterdir()}
+    assert kept == {"verdict.json", "figure.svg", "figure.png", "latent_plane.svg", "latent_plane.png"}
+    assert "[latent plane](pca_autoencoder/latent_plane.svg)" in (pages / "README.md").read_text()
+    (folder / "latent_plane.png").unlink()
+    with pytest.raises(Refusal, match=r"has no latent_plane.png"):
+        run("record", str(folder))
 
 
 def test_dirty_runs_are_recorded_when_asked(pages: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lab.check import check
 from lab.claim import Claim
 from lab.compose import compose, experiments, source
 from lab.data.sources import SOURCES
+from lab.pictures import Picture
 
 CASES = [(name, control) for name in experiments() for control in (None, *source(name)["controls"])]
 
@@ -78,6 +79,9 @@ def test_a_config_composes_checks_and_binds(name: str, control: str | None, data
     loss.backward()
     trained = {key: p.grad is not None and bool(p.grad.any()) for key, p in model.named_parameters()}
     assert all(trained.values()), f"no gradient reaches {[key for key, reached in trained.items() if not reached]}"
+
+    for node in cfg.pictures.values():
+        assert isinstance(instantiate(node), Picture)
 
     for key, node in cfg.claims.items():
         claim = instantiate(node)

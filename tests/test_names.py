@@ -69,11 +69,23 @@ def test_an_experiment_is_called_the_same_everywhere(name: str) -> None:
         assert signature(target)
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_picture_is_of_its_experiment(name: str) -> None:
+    for target in (node["_target_"] for node in compose.source(name).get("pictures", {}).values()):
+        module = target.rpartition(".")[0]
+        assert module in {f"lab.pictures.{member}" for member in compose.lineage(name)}, target
+        assert "Picture" in bases(target), f"{target} is no Picture"
+        assert docstring(target), f"{target} has no caption"
+
+
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_an_experiment_is_recorded(name: str) -> None:
     folder = paths.EXPERIMENTS / name
-    missing = [file for file in ("verdict.json", "figure.svg", "figure.png") if not (folder / file).is_file()]
-    assert not missing, f"lab record has not put {', '.join(missing)} into experiments/{name}"
+    drawn = ["figure", *compose.source(name).get("pictures", {})]
+    files = {"verdict.json", *(f"{picture}{suffix}" for picture in drawn for suffix in (".svg", ".png"))}
+    there = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert files <= there, f"lab record has not put {', '.join(files - there)} into experiments/{name}"
+    assert there <= files, f"experiments/{name} has {', '.join(there - files)}, which no config draws"
     verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["experiment"] == name
     assert verdict["holds"] is True
@@ -82,6 +94,7 @@ def test_an_experiment_is_recorded(name: str) -> None:
 
 def test_nothing_is_left_over() -> None:
     assert set(CLAIM_FILES) <= set(EXPERIMENTS)
+    assert {path.stem for path in (PACKAGE / "pictures").glob("*.py")} - {"__init__"} <= set(EXPERIMENTS)
     assert {path.name for path in paths.EXPERIMENTS.iterdir() if path.is_dir()} <= set(EXPERIMENTS)
 
 

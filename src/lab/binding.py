@@ -59,6 +59,7 @@ _MADE = {
     "logger": "lab.loggers.Wandb",
     "callbacks": "lightning.pytorch.Callback",
     "claims": "lab.claim.Claim",
+    "pictures": "lab.pictures.Picture",
 }
 """What the nodes of a group make."""
 

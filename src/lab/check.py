@@ -15,6 +15,7 @@ from lab import compose
 from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
 from lab.errors import Refusal, nearest
 from lab.machine import check_machine
+from lab.rundir import FIGURE
 from lab.types import NonEmptyStr, PositiveInt
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _SCALARS: dict[str, Any] = {
     "objective": NonEmptyStr | None,
 }
 _NODES = ("data", "model", "trainer")
-_GROUPS = ("logger", "callbacks", "claims")
+_GROUPS = ("logger", "callbacks", "claims", "pictures")
 _SAVES = "lab.callbacks.checkpoints.Checkpoints"
 
 
@@ -70,6 +71,10 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
         _check_group(group, config[group])
     if not config["claims"]:
         raise Refusal("claims is empty: an experiment states at least one claim")
+    for name in map(str, config["pictures"]):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == FIGURE:
+            taken = f" but {FIGURE}, which is that of the claims" if name == FIGURE else ""
+            raise Refusal(f"pictures.{name} is not allowed: the name of a file, small letters, digits and '_'{taken}")
     if not any(node["_target_"] == _SAVES for node in config["callbacks"].values()):
         raise Refusal(
             "callbacks.checkpoints is missing: nothing would be saved, and a run that is stopped would be lost; to "

@@ -151,13 +151,13 @@ class Wandb(Logger):
             return
         self._calls.put(lambda: self._run.log({**metrics, STEP: step}, step=step))
 
-    def log_verdict(self, summary: Mapping[str, Any], figure: Path, step: int) -> None:
-        """`claim/<name>/…` into the summary and the figure as an image."""
+    def log_verdict(self, summary: Mapping[str, Any], images: Mapping[str, Path], step: int) -> None:
+        """`claim/<name>/…` into the summary, the figure and the pictures as images."""
 
         def write() -> None:
             import wandb
 
-            self._run.log({"figure": wandb.Image(str(figure)), STEP: step}, step=step)
+            self._run.log({name: wandb.Image(str(path)) for name, path in images.items()} | {STEP: step}, step=step)
             self._run.summary.update(dict(summary))
 
         self._calls.put(write)

@@ -35,8 +35,9 @@ from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
+from lab.pictures import Picture  # noqa: E402
 from lab.provenance import provenance  # noqa: E402
-from lab.rundir import MEETING, RunDir, write_atomically  # noqa: E402
+from lab.rundir import FIGURE, MEETING, RunDir, write_atomically  # noqa: E402
 
 log = logging.getLogger("lab")
 
@@ -59,13 +60,14 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             _meet(rank, ranks, cfg)
         pl.seed_everything(cfg.seed, verbose=False)
         claims = {name: _made(cfg, f"claims.{name}") for name in cfg.claims}
+        pictures = {name: _made(cfg, f"pictures.{name}") for name in cfg.get("pictures", {})}
         trainer = _trainer(cfg, run, checkpoint, rank, [_WorldSizeGuard(ranks), _BeforeTraining(claims, cfg, run.path)])
         try:
             data = _made(cfg, "data")
             with trainer.init_module():
                 model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+            return _conclude(run, cfg, trainer, claims, pictures, started) if rank == 0 else _stopped(trainer)
         except BaseException as error:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
             if _is_out_of_memory(error):
@@ -191,7 +193,14 @@ class _BeforeTraining(pl.Callback):
                 )
 
 
-def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:
+def _conclude(
+    run: RunDir,
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    claims: dict[str, Claim],
+    pictures: dict[str, Picture],
+    started: float,
+) -> int:
     if code := _stopped(trainer):
         stopped = signal.Signals(code - 128).name
         log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
@@ -201,8 +210,9 @@ def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[st
     where = str(trainer.strategy.root_device)
     model.to("cpu")
     data.place(torch.device("cpu"))
-    finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
-    evidence = [judge(name, claim, Run(model, data, finite)) for name, claim in claims.items()]
+    trained = Run(model, data, all(bool(torch.isfinite(p).all()) for p in model.parameters()))
+    evidence = [judge(name, claim, trained) for name, claim in claims.items()]
+    drawn = _draw(pictures, trained, run.path)
     timing = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
@@ -213,15 +223,37 @@ def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[st
         tuple(e.judged for e in evidence),
         provenance(cfg.seed, where, trainer.world_size) | timing,
     )
-    _write(run, cfg, trainer, evidence, verdict)
+    _write(run, cfg, trainer, evidence, drawn, verdict)
     return HOLDS if verdict.holds else REFUTED
 
 
-def _write(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, evidence: list[Evidence], verdict: Verdict) -> None:
+def _draw(pictures: dict[str, Picture], trained: Run, folder: Path) -> dict[str, Path]:
+    """Draw and save each picture; name → its png. Of weights that are not finite there is nothing to see."""
+    from lab import figures
+
+    if pictures and not trained.finite:
+        log.info("no pictures: the weights are not finite")
+        return {}
+    for name, picture in pictures.items():
+        with figures.style():
+            figure = picture.draw(trained)
+        figures.save(figure, folder, name)
+    return {name: folder / f"{name}.png" for name in pictures}
+
+
+def _write(
+    run: RunDir,
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    evidence: list[Evidence],
+    drawn: dict[str, Path],
+    verdict: Verdict,
+) -> None:
     """Figure, then wandb, then verdict.json: the run counts as finished only when the rest is there."""
     from lab import figures, table
 
     figures.save(figures.draw(evidence, title=cfg.title), run.path)
+    images = {FIGURE: run.path / f"{FIGURE}.png"} | {f"picture/{name}": path for name, path in drawn.items()}
     summary = {
         f"claim/{claim['name']}/{key}": claim[key]
         for claim in verdict.to_json()["claims"]
@@ -229,7 +261,7 @@ def _write(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, evidence: list[Evi
     }
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.log_verdict(summary | {"holds": verdict.holds}, run.path / "figure.png", trainer.global_step)
+            logger.log_verdict(summary | {"holds": verdict.holds}, images, trainer.global_step)
     write_atomically(run.verdict, json.dumps(verdict.to_json(), indent=1, allow_nan=False) + "\n")
     table.print_verdict(verdict, run.path)
     _finish_loggers(trainer, HOLDS)

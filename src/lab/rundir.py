@@ -25,6 +25,8 @@ from lab.errors import Refusal
 
 MEETING = "LAB_RANKS_MEET_AT"
 """The environment variable that names the file through which the ranks of one start find each other."""
+FIGURE = "figure"
+"""The name, without suffix, of the picture of theory against measurement in a run directory."""
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
 

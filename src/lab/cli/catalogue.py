@@ -51,6 +51,7 @@ class Entry:
     claims: dict[str, str]
     """Claim → the class that states it."""
     controls: dict[str, Any]
+    pictures: tuple[str, ...] = ()
 
     def statement(self, claim: str) -> str:
         """The claim in one line: the first line of its class's docstring, or what is wrong with the class."""
@@ -74,7 +75,12 @@ def entry(name: str) -> Entry:
     said = compose.source(name)
     claims = {claim: str(node.get("_target_", "")) for claim, node in _mapping(said, "claims").items()}
     return Entry(
-        name, str(said.get("title", "")), int(said.get("chapter") or 0), claims, dict(_mapping(said, "controls"))
+        name,
+        str(said.get("title", "")),
+        int(said.get("chapter") or 0),
+        claims,
+        dict(_mapping(said, "controls")),
+        tuple(_mapping(said, "pictures")),
     )
 
 

@@ -1,4 +1,4 @@
-"""`lab record <run directory>`: keep a finished run's verdict and figure, and write the index of what is recorded."""
+"""`lab record <run directory>`: keep a finished run's verdict and pictures, and write the index of what is recorded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from lab import compose, paths
 from lab.cli.arguments import Arguments
 from lab.cli.catalogue import Entry, by_chapter, foreign_override, heading
 from lab.errors import CRASHED, HOLDS, Refusal, nearest
-from lab.rundir import RunDir, write_atomically
+from lab.rundir import FIGURE, RunDir, write_atomically
 
 DESCRIPTION = """\
-Keep the verdict and the figure of a finished run in experiments/<name>/ and write experiments/README.md anew.
+Keep the verdict, the figure and the pictures of a finished run in experiments/<name>/ and write
+experiments/README.md anew.
 
 Only what can be reproduced is kept: the run must be finished, hold, stem from a clean commit, and be that of the
 experiment's own config (seed, devices, logger and folders are free)."""
 
-FIGURES = ("figure.svg", "figure.png")
+SUFFIXES = (".svg", ".png")
 
 
 def main(argv: list[str]) -> int:
@@ -62,26 +63,27 @@ def record(path: Path, *, allow_dirty: bool = False) -> Path:
         name, holds, provenance = str(verdict["experiment"]), bool(verdict["holds"]), dict(verdict["provenance"])
     except (ValueError, KeyError, TypeError):
         raise Refusal(f"{run.verdict} is not a verdict") from None
-    _refuse_unfit(run, name, holds, provenance, allow_dirty)
-    for figure in FIGURES:
-        if not (path / figure).is_file():
-            raise Refusal(f"{path} has no {figure}")
+    cfg = run.read_config()
+    _refuse_unfit(run, name, cfg.get("control"), holds, provenance, allow_dirty)
+    drawn = [f"{picture}{suffix}" for picture in (FIGURE, *cfg.get("pictures", {})) for suffix in SUFFIXES]
+    for file in drawn:
+        if not (path / file).is_file():
+            raise Refusal(f"{path} has no {file}")
     folder = paths.EXPERIMENTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for figure in FIGURES:
-        write_atomically(folder / figure, (path / figure).read_bytes())
+    for file in drawn:
+        write_atomically(folder / file, (path / file).read_bytes())
     write_atomically(folder / "verdict.json", run.verdict.read_bytes())
     return folder
 
 
-def _refuse_unfit(run: RunDir, name: str, holds: bool, provenance: dict[str, Any], allow_dirty: bool) -> None:
+def _refuse_unfit(
+    run: RunDir, name: str, control: str | None, holds: bool, provenance: dict[str, Any], allow_dirty: bool
+) -> None:
     """Refuse what would not be a fair record of the experiment."""
     known = compose.experiments()
     if name not in known:
         raise Refusal(f"{run.path} is a run of {name}, which is no experiment here{nearest(name, known)}")
-    import yaml
-
-    control = (yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}).get("control")
     if control is not None:
         raise Refusal(f"{run.path} is a run of the control {control}, which is there to be refuted")
     if not holds:
@@ -132,7 +134,9 @@ def _section(found: Entry) -> list[str]:
             numbers.allowed,
         ]
         lines.append(f"| {claim} | {said} | {' | '.join(cells)} | {'holds' if judged[claim].holds else 'refuted'} |")
-    return [*lines, "", f"{_provenance(verdict.provenance)} [Figure]({found.name}/figure.svg)."]
+    links = [f"[Figure]({found.name}/{FIGURE}.svg)"]
+    links += [f"[{picture.replace('_', ' ')}]({found.name}/{picture}.svg)" for picture in found.pictures]
+    return [*lines, "", f"{_provenance(verdict.provenance)} {', '.join(links)}."]
 
 
 def _provenance(provenance: dict[str, Any]) -> str:

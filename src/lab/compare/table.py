@@ -15,7 +15,7 @@ from lab.sweep.results import Group, Row, by_values, final, first_loss, print_ta
 from lab.table import SIGN, number, resolution
 
 OF_ONE_RUN = ("id", "run_dir", "data_root", "title", "chapter")
-OF_ONE_RUN_BELOW = ("logger", "callbacks", "controls", "claims")
+OF_ONE_RUN_BELOW = ("logger", "callbacks", "controls", "claims", "pictures")
 """Keys, and groups of keys, that are no reason for runs to come out differently."""
 COLUMNS = 8
 """More differing keys than this are named below the table."""

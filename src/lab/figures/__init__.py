@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lab.claim import Evidence
 from lab.figures.panel import INK, panel
-from lab.rundir import write_atomically
+from lab.rundir import FIGURE, write_atomically
 
 STYLE = {
     "font.family": "sans-serif",
@@ -93,8 +93,7 @@ def draw(evidence: Sequence[Evidence], *, title: str, finished: str = "", width:
     refuted = sum(not e.judged.holds for e in evidence)
     outcome = f"refuted ({refuted} of {len(evidence)} claims)" if refuted else "holds"
     with style():
-        figure = Figure(figsize=(width * _CM * (0.65 if columns == 1 else 1), (5.5 * rows + 1.8) * _CM))
-        FigureCanvasAgg(figure)
+        figure = blank(width * (0.65 if columns == 1 else 1), 5.5 * rows + 1.8)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for e, ax in zip(evidence, axes, strict=False):
             panel(ax, e, width=figure.get_figwidth() / _CM / columns)
@@ -106,7 +105,14 @@ def draw(evidence: Sequence[Evidence], *, title: str, finished: str = "", width:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str = "figure") -> None:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many centimetres, in the style that is in force, known to no window."""
+    figure = Figure(figsize=(width * _CM, height * _CM))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str = FIGURE) -> None:
     """Write <name>.svg and <name>.png (200 dpi) into `folder`; the same evidence gives the same bytes."""
     with style():
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
