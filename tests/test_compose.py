@@ -160,3 +160,16 @@ def test_more_overrides_need_no_composition(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_errors_pass() -> None:
     with pytest.raises(ZeroDivisionError), module.refusals():
         raise ZeroDivisionError
+
+
+def test_a_variant_takes_out_what_it_sets_to_null(conf: Path) -> None:
+    (conf / "experiment" / "fewer.yaml").write_text(
+        "# @package _global_\ndefaults: [pca_autoencoder]\nname: fewer\nclaims: {projector: null}\n"
+        "controls: {no_order: null, relu_bottleneck: {refutes: [principal_angles]}}\n"
+    )
+    composed, said = compose(["experiment=fewer"]), source("fewer")
+    for found in (composed, said):
+        assert "projector" not in found["claims"]
+        assert "principal_angles" in found["claims"]
+        assert set(found["controls"]) == {"relu_bottleneck", "one_more_code"}
+    assert "projector" in source("pca_autoencoder")["claims"]

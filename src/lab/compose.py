@@ -41,6 +41,9 @@ def compose_with_hydra(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig
     hydra = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
+        for group, name in _taken_out(hydra.runtime.choices["experiment"]):
+            if name in cfg[group] and cfg[group]._get_node(name)._is_none():
+                del cfg[group][name]
     require_name(cfg, hydra.runtime.choices["experiment"])
     return cfg, hydra
 
@@ -156,12 +159,27 @@ def _check_default(file: str, entry: Any) -> None:
 
 def source(name: str) -> dict[str, Any]:
     """What an experiment's own file says, on top of the experiments it builds on: read, not composed."""
+    merged = _merged(name)
+    merged.pop("defaults", None)
+    for group, taken in _taken_out(name):
+        merged[group] = {key: node for key, node in merged[group].items() if key != taken}
+    return merged
+
+
+def _merged(name: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for ancestor in reversed(lineage(name)):
         path = paths.CONF / "experiment" / f"{ancestor}.yaml"
         merged = _merge(merged, _yaml(path) if path.is_file() else {})
-    merged.pop("defaults", None)
     return merged
+
+
+def _taken_out(name: str) -> Iterator[tuple[str, str]]:
+    """(group, key) of the claims, controls and pictures that a variant has from its base and sets to null."""
+    merged = _merged(name)
+    for group in ("claims", "controls", "pictures"):
+        nodes = merged.get(group)
+        yield from ((group, key) for key, node in (nodes if isinstance(nodes, dict) else {}).items() if node is None)
 
 
 def base_keys() -> set[str]:
