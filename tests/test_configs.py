@@ -73,7 +73,7 @@ def test_a_config_composes_checks_and_binds(name: str, control: str | None, data
 
     block = data.block(0, 2)
     assert len(block) == 2
-    loss, logged = model.objective(next(iter(block.batches)))
+    loss, logged = model.objective(next(iter(model.batches(block))))
     assert torch.isfinite(loss)
     assert logged
     loss.backward()

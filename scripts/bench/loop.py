@@ -168,7 +168,7 @@ def with_objective(cfg: Any) -> Outcome:
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     started = time.perf_counter()
     for block in Blocks(data.block, 0, cfg.trainer.max_steps, data.block_size):
-        for step, batch in enumerate(block.batches, block.step):
+        for step, batch in enumerate(model.batches(block), block.step):
             loss, _ = model.objective(batch)
             optimizer.zero_grad()
             loss.backward()
@@ -232,7 +232,7 @@ def _step(how: str, model: Any, block: Any) -> dict[str, Any]:
     """SteppedModule.training_step with `how` much of Lightning around backward and the optimiser."""
     optimizer, scheduler = model.optimizers(use_pl_optimizer=how != "direct"), model.lr_schedulers()
     logged = []
-    for step, batch in enumerate(block.batches, block.step):
+    for step, batch in enumerate(model.batches(block), block.step):
         loss, metrics = model.objective(batch)
         optimizer.zero_grad()
         if how == "wrapped":

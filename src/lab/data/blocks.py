@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lab.random import generator
+from lab.random import generator, normal
 from lab.types import NonNegativeInt, PositiveInt
 
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -35,6 +35,15 @@ class Order:
             self._permutation = torch.randperm(self.n, generator=generator(self.seed, "order", epoch))
             self._epoch = epoch
         return self._permutation[within * self.batch_size : (within + 1) * self.batch_size]
+
+    def noise(self, steps: Iterable[int], share: slice, *shape: int) -> Tensor:
+        """N(0, 1) draws for the rows `share` of the global batches of `steps`: (S, b, *shape), on the CPU in float64.
+
+        Those of a row are a function of seed, step and the row's place in the global batch alone: the global batch's
+        noise is drawn, and the share cut from it.
+        """
+        draws = [normal(generator(self.seed, "noise", step), self.batch_size, *shape)[share] for step in steps]
+        return torch.stack(draws)
 
     def share(self, rank: int, world_size: int) -> slice:
         """The part of a global batch that `rank` computes: contiguous, sizes differing by at most one."""

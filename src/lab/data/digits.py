@@ -14,13 +14,14 @@ from lab.errors import Refusal
 from lab.types import NonNegativeInt, PositiveInt
 
 
-class CentredImages(InMemoryData):
-    """Vectors x ∈ ℝᵈ with their mean subtracted, served as batches (x (b, d), c).
+class Images(InMemoryData):
+    """Images as vectors x ∈ ℝᵈ, served as batches (x (b, d), c).
 
     c is the scalar for which the mean over ranks of c·mean_rows(·) is the mean over the global batch.
 
     Attributes:
-        x: (n, d), centred. n, d: its shape. mean: (d,), what was subtracted. shape: height and width of an image.
+        x: (n, d). n, d: its shape. shape: height and width of an image. labels: (n,), what each image shows.
+        mean: (d,), what was subtracted from the pixels.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class CentredImages(InMemoryData):
 
     n: int
     d: int
+    shape: tuple[int, ...]
+    labels: Tensor
 
     def images(self) -> Tensor:
         """The raw images, (n, height, width)."""
@@ -39,10 +42,9 @@ class CentredImages(InMemoryData):
     def load(self) -> None:
         images = self.images()
         self.shape = tuple(images.shape[1:])
-        x = images.flatten(1).double()
-        self.mean = x.mean(0)
-        self.x = (x - self.mean).to(self.dtype)
-        self.n, self.d = x.shape
+        self.x = images.flatten(1)
+        self.n, self.d = self.x.shape
+        self.mean = torch.zeros(self.d, dtype=torch.float64)
         self.order = Order(self.n, self.batch_size, self.seed)
 
     def check(self) -> None:
@@ -59,21 +61,46 @@ class CentredImages(InMemoryData):
     def place(self, device: torch.device) -> None:
         self.x = self.x.to(device)
         share = self.order.share(self.rank, self.world_size)
-        self.whole = self.x[share] if self.order.full else None
+        self.whole = self.as_pixels(self.x[share]) if self.order.full else None
         self.weight = (share.stop - share.start) * self.world_size / self.order.batch_size
+
+    def as_pixels(self, x: Tensor) -> Tensor:
+        """Rows of `x` as they are trained on, in `self.dtype`."""
+        return x
 
     def block(self, start: int, stop: int) -> Block:
         if self.whole is not None:
             return Block(start, stop - start, [(self.whole, self.weight)] * (stop - start))
         share = self.order.share(self.rank, self.world_size)
         rows = torch.stack([self.order.batch(step)[share] for step in range(start, stop)]).to(self.x.device)  # (S, b)
-        return Block(start, stop - start, ((self.x.index_select(0, row), self.weight) for row in rows))
+        batches = ((self.as_pixels(self.x.index_select(0, row)), self.weight) for row in rows)
+        return Block(start, stop - start, batches)
+
+    def noise(self, start: int, stop: int, *shape: int) -> Tensor:
+        """N(0, 1) draws for this rank's rows of the batches of steps `start` … `stop` − 1: (S, b, *shape)."""
+        share = self.order.share(self.rank, self.world_size)
+        return self.order.noise(range(start, stop), share, *shape).to(self.x.device, self.dtype)
+
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """(images (≤ n, d), labels) to look at and to judge by: held out from training where there are such."""
+        return self.as_pixels(self.x[:n]), self.labels[:n]
+
+
+class CentredImages(Images):
+    """Images whose mean has been subtracted."""
+
+    def load(self) -> None:
+        super().load()
+        x = self.x.double()
+        self.mean = x.mean(0)
+        self.x = (x - self.mean).to(self.dtype)
 
 
 class Digits(CentredImages):
     """1797 handwritten digits of 8×8 pixels with values 0 … 16 (Alpaydin & Kaynak 1998), shipped with scikit-learn."""
 
     n, d = 1797, 64
+    shape = (8, 8)
 
     def images(self) -> Tensor:
         # the file that load_digits reads, without the second that importing scikit-learn takes
@@ -81,4 +108,5 @@ class Digits(CentredImages):
         assert package is not None
         assert package.origin is not None
         rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        self.labels = torch.from_numpy(rows[:, -1]).long()
         return torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8))

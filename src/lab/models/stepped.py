@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -50,6 +50,14 @@ class SteppedModule(LightningModule):
         `lab.signature.checks` reads it before anything is imported, so it speaks of parameters as far as it can.
         """
 
+    def batches(self, block: Block) -> Iterable[Any]:
+        """What `objective` is given at each step: the block's batches, with the draws of a loss that is random.
+
+        Draws belong here, a block's at once, and come from `Order.noise`: the same for every world size and after
+        every resume.
+        """
+        return block.batches
+
     @abstractmethod
     def objective(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """(what is minimised, what is logged) on this rank's slice; their means over ranks are the global batch's.
@@ -67,7 +75,7 @@ class SteppedModule(LightningModule):
         ready = self.trainer.strategy.pre_backward
         counted = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         logged = []
-        for step, batch in enumerate(block.batches, block.step):
+        for step, batch in enumerate(self.batches(block), block.step):
             loss, metrics = self.objective(batch)
             optimizer.zero_grad()
             ready(loss)
