@@ -22,7 +22,7 @@ from lab.signature.checks import Part, refuses
 Make = Callable[..., str]
 
 _numbers = count()
-LINEAR, PCA = "linear_regression", "pca_autoencoder"
+LINEAR, PCA, VAE = "linear_regression", "pca_autoencoder", "vae"
 REFUSED = [
     (LINEAR, ["claims.excess_risk.design=smal"], "claims.excess_risk.design=smal is none of data.designs"),
     (LINEAR, ["claims.contraction.design=small"], "claims.contraction.design=small must be tall"),
@@ -41,6 +41,12 @@ REFUSED = [
     (PCA, ["model.ordered.d=65"], "model.ordered.d=65 must be 64"),
     (PCA, ["model.ordered.k=9"], "must equal model.ordered.k=9"),
     (PCA, ["claims.projector.k=64"], "claims.projector.k=64 must be less than the 64 dimensions of the data"),
+    (VAE, ["model.net.d=63"], "model.net.d=63 must be 64"),
+    (VAE, ["model.linear.d=65"], "model.linear.d=65 must be 64"),
+    (VAE, ["model.shape=[4,16]"], "model.shape=[4, 16] must be [8, 8]"),
+    (VAE, ["claims.evidence.k=7"], "claims.evidence.k=7 must equal model.linear.k=8"),
+    (VAE, ["model.linear=null"], "model.linear=null is not allowed"),
+    (VAE, ["model.net.k=3"], "claims.importance_bounds.evidence=true needs model.net.k of 1 or 2, not 3"),
 ]
 
 
@@ -56,7 +62,7 @@ def test_told_from_the_config_and_by_the_objects(experiment: str, overrides: lis
     assert str(told.value).endswith(name)
 
 
-@pytest.mark.parametrize("experiment", [LINEAR, PCA])
+@pytest.mark.parametrize("experiment", [LINEAR, PCA, VAE])
 def test_what_is_allowed_is_refused_by_neither(experiment: str) -> None:
     cfg = compose.compose([f"experiment={experiment}"])
     check.check_config(cfg)

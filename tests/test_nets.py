@@ -10,12 +10,16 @@ from torch import nn
 
 from lab.errors import Refusal
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
+from lab.nets.likelihoods import Gaussian
 from lab.nets.linear import ReplicatedLinear
+from lab.nets.vae import MLPVAE, LinearVAE
 
 NETS: list[Callable[[int], nn.Module]] = [
     lambda seed: ReplicatedLinear(3, 4, init_scale=0.5, seed=seed),
     lambda seed: LinearAutoencoder(6, 2, seed=seed),
     lambda seed: OrderedAutoencoder(6, 2, seed=seed),
+    lambda seed: LinearVAE(6, 2, seed=seed),
+    lambda seed: MLPVAE(6, 2, Gaussian(), hidden=5, seed=seed),
 ]
 
 

@@ -156,11 +156,15 @@ def test_theory_and_measurement_are_separate(target: str) -> None:
 
 def test_what_predict_reaches_is_seen() -> None:
     """An empty reach would make every claim look separate."""
-    pca, regression = "lab.claims.pca_autoencoder", "lab.claims.linear_regression"
+    pca, regression, vae = "lab.claims.pca_autoencoder", "lab.claims.linear_regression", "lab.claims.vae"
     reached = {target: Reach("lab", definition(target), "predict").theory for target in CLAIMS}
     assert reached[f"{regression}.MinimumNorm"] == {"lab.theory.least_squares.least_squares_solution"}
     assert reached[f"{pca}.Projector"] == {"lab.theory.pca.principal_components", "lab.theory.pca.projector"}
     assert reached[f"{regression}.Contraction"] == {"lab.theory.least_squares.contraction"}
+    assert reached[f"{vae}.Evidence"] == {
+        "lab.theory.pca.principal_components",
+        "lab.theory.ppca.maximum_log_likelihood",
+    }
 
 
 Check = Callable[..., list[str]]

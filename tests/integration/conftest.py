@@ -192,7 +192,7 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400}
+STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300}
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 The tolerance. Two ranks add the same terms of every gradient as one, in another order, so a gradient differs by a few
 units of roundoff ε (1.2e-7 in float32, 2.2e-16 in float64). Gradient descent on these losses contracts what it is
 disturbed by, so the difference stays a few ε of the weights however many steps are taken: after 800 steps it was
-measured as at most 4.6 ε of ‖w‖ (and 1.2 ε of the first loss) in either precision. Allowed are 32 ε. Only reduction
-order scales with ε: an error in what the ranks compute would show in float64 as it does in float32.
+measured as at most 4.6 ε of ‖w‖ (and 1.2 ε of the first loss) in either precision. Allowed are 32 ε. A nonlinear net
+far from its optimum contracts nothing: of vae, after 300 steps, it was 28 ε, and 256 are allowed. Only reduction order
+scales with ε: an error in what the ranks compute would show in float64 as it does in float32.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from lab.errors import REFUSED, Refusal
 from lab.rundir import RunDir
 
 EPSILON = {"32-true": 2.0**-23, "64-true": 2.0**-52}
-ALLOWED = 32
+ALLOWED = {"pca_autoencoder": 32, "linear_regression": 32, "vae": 256}
 MINIBATCH = ["data.batch_size=64"]
-DEFAULT = {"pca_autoencoder": "32-true", "linear_regression": "64-true"}
+DEFAULT = {"pca_autoencoder": "32-true", "linear_regression": "64-true", "vae": "32-true"}
 
 
 def distance(run: Any, other: Any) -> dict[str, float]:
-    """Of weights relative to their norm, of loss curves relative to the first loss: a loss may well end at zero."""
+    """Of weights relative to their norm, of curves relative to their greatest value: a loss may well end at zero."""
     weights = {k: float((run.weights[k] - w).norm() / w.norm()) for k, w in other.weights.items()}
-    curves = {k: float(abs(run.curves[k] - c).max() / abs(c[0])) for k, c in other.curves.items() if k != "step"}
+    curves = {k: float(abs(run.curves[k] - c).max() / abs(c).max()) for k, c in other.curves.items() if k != "step"}
     assert np.array_equal(run.curves["step"], other.curves["step"])
     return weights | curves
 
@@ -47,6 +48,9 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("pca_autoencoder", "32-true", MINIBATCH),
         ("linear_regression", "32-true", []),
         ("linear_regression", "64-true", []),
+        ("vae", "32-true", []),
+        ("vae", "64-true", []),
+        ("vae", "32-true", MINIBATCH),
     ],
 )
 def test_two_ranks_train_what_one_does(
@@ -58,7 +62,7 @@ def test_two_ranks_train_what_one_does(
     assert two.verdict["provenance"]["world_size"] == 2
     apart = distance(two, one)
     assert max(apart.values()) > 0, "two ranks that agree bitwise have not divided the work"
-    assert max(apart.values()) <= ALLOWED * EPSILON[precision], apart
+    assert max(apart.values()) <= ALLOWED[experiment] * EPSILON[precision], apart
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_two_ranks_train_what_one_does(
 )
 def test_the_tolerance_would_notice_wrong_samples(run: list[str], other: list[str], finished: Any, words: Any) -> None:
     apart = distance(*(finished(words("pca_autoencoder", *more)) for more in (run, other)))
-    assert min(apart.values()) > 50 * ALLOWED * EPSILON["32-true"], apart
+    assert min(apart.values()) > 50 * ALLOWED["pca_autoencoder"] * EPSILON["32-true"], apart
 
 
 @pytest.mark.parametrize("experiment", ["pca_autoencoder", "linear_regression"])

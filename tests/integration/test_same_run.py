@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae"]
 BLOCK = 50
 
 
