@@ -50,7 +50,7 @@ def config_of(path: Path) -> tuple[DictConfig, list[str]]:
         cfg = OmegaConf.load(run.config)
     if not isinstance(cfg, DictConfig) or cfg.get("name") != record["experiment"]:
         raise Refusal(f"{path}: its config.yaml is not that of a run of {record['experiment']}")
-    _refuse_strangers(path, OmegaConf.to_container(cfg))
+    refuse_strangers(path, cfg)
     cfg.id = None
     try:
         overrides = run.overrides.read_text(encoding="utf-8").splitlines()
@@ -72,6 +72,13 @@ def _recorded(path: Path, record: dict[str, Any]) -> tuple[DictConfig, list[str]
     overrides = [f"experiment={name}", f"seed={seed}", f"trainer.devices={ranks}"]
     overrides += ["trainer.accelerator=cpu"] if device == "cpu" else []
     return compose.compose(overrides), overrides
+
+
+def refuse_strangers(path: Path, cfg: DictConfig) -> None:
+    """Refuse the frozen config of the run in `path` where it names classes of packages that are not known."""
+    from omegaconf import OmegaConf
+
+    _refuse_strangers(path, OmegaConf.to_container(cfg))
 
 
 def _refuse_strangers(path: Path, node: Any) -> None:

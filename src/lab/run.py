@@ -75,6 +75,19 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             raise
 
 
+def trained(run: RunDir, checkpoint: Path) -> pl.LightningModule:
+    """The model of a run with the weights of one of its checkpoints, on the CPU; no data are read."""
+    cfg = run.read_config()
+    model: pl.LightningModule = _made(cfg, "model")
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+        model.load_state_dict(state)
+    except Exception as error:  # whatever a file from elsewhere makes the reader raise
+        said = " ".join(str(error).split())
+        raise Refusal(f"{checkpoint} does not fit the run's model: {said[:200]}") from error
+    return model.eval()
+
+
 def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, checks: list[pl.Callback]) -> pl.Trainer:
     loggers: list[Any] = []
     if rank == 0:

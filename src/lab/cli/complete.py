@@ -21,6 +21,7 @@ FLAGS = {
     "record": ("--index-only", "--check", "--dirty", "--help"),
     "compare": ("--by", "--metric", "--html", "--csv", "--report", "--help"),
     "reproduce": ("--run_dir", "--run-dir", "--help"),
+    "sample": ("--count", "--seed", "--out", "--help"),
 }
 """Verb → its flags."""
 

@@ -17,6 +17,8 @@ usage
   lab compare <run, sweep, folder or wandb://entity/project> ... [--by key] [--metric name] [--html FILE] [--csv FILE]
                                           runs made anywhere in one table, one figure, one page
   lab reproduce <run directory>           run again what was recorded and say what agrees
+  lab sample <run directory> [--count N] [--seed S] [--out FOLDER]
+                                          draw from the trained model's newest checkpoint
   python -m lab ...                       the same; `lab <verb> --help` says more
 
 examples
