@@ -23,6 +23,7 @@ Make = Callable[..., str]
 
 _numbers = count()
 LINEAR, PCA, VAE = "linear_regression", "pca_autoencoder", "vae"
+K8 = [f"claims.{c}.k=8" for c in ("evidence", "decoder_variance", "aggregate_posterior", "importance_weighted")]
 REFUSED = [
     (LINEAR, ["claims.excess_risk.design=smal"], "claims.excess_risk.design=smal is none of data.designs"),
     (LINEAR, ["claims.contraction.design=small"], "claims.contraction.design=small must be tall"),
@@ -45,7 +46,7 @@ REFUSED = [
     (VAE, ["model.linear.d=65"], "model.linear.d=65 must be 64"),
     (VAE, ["model.shape=[4,16]"], "model.shape=[4, 16] must be [8, 8]"),
     (VAE, ["claims.evidence.k=7"], "claims.evidence.k=7 must equal model.linear.k=8"),
-    (VAE, ["model.linear=null"], "model.linear=null is not allowed"),
+    (VAE, ["model.linear=null", *K8], "model.linear=null is not allowed"),
     (VAE, ["model.net.k=3"], "claims.importance_bounds.evidence=true needs model.net.k of 1 or 2, not 3"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lab.data import sources
-from lab.data.mnist import MNIST
+from lab.data.mnist import MNIST, GreyMNIST
 from lab.errors import Refusal
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
@@ -111,3 +111,63 @@ def test_a_download_that_fails_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_data_set_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"allowed: mnist, fashion_mnist, did you mean 'mnist'\?"):
         sources.require("mnits", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ pixels as bytes
+
+
+def labels(n: int) -> bytes:
+    return struct.pack(">4B1I", 0, 0, 8, 1, n) + bytes(i % 10 for i in range(n))
+
+
+def grey(root: Path, **files: bytes) -> GreyMNIST:
+    """The data of four files, by default 30 images to train on and the first 12 of them held out."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    held_out = struct.pack(">4B3I", 0, 0, 8, 3, 12, 28, 28) + PIXELS[:12].tobytes()
+    whole = {"train_images": IDX, "train_labels": labels(30), "t10k_images": held_out, "t10k_labels": labels(12)}
+    for name, content in (whole | files).items():
+        part, what = name.split("_")
+        (folder / f"{part}-{what}-idx{3 if what == 'images' else 1}-ubyte").write_bytes(content)
+    data = GreyMNIST("mnist", str(root), batch_size=8, seed=1)
+    data.prepare_data()
+    data.setup()
+    data.place(torch.device("cpu"))
+    return data
+
+
+def test_grey_images_lie_as_bytes_and_are_served_between_0_and_1(tmp_path: Path) -> None:
+    data = grey(tmp_path)
+    assert data.x.dtype == torch.uint8
+    assert data.shape == (28, 28)
+    (x, weight), (after, _) = data.block(2, 4).batches
+    expected = torch.from_numpy(PIXELS / 255).flatten(1)
+    for batch, step in ((x, 2), (after, 3)):
+        torch.testing.assert_close(batch.double(), expected[data.order.batch(step)], rtol=1e-6, atol=0)
+    assert weight == 1
+    assert not data.mean.any()
+    assert data.labels.tolist() == [i % 10 for i in range(30)]
+
+
+def test_examples_are_held_out(tmp_path: Path) -> None:
+    data = grey(tmp_path)
+    x, shown = data.examples(5)
+    torch.testing.assert_close(x.double(), torch.from_numpy(PIXELS[:5] / 255).flatten(1), rtol=1e-6, atol=0)
+    assert shown.tolist() == [0, 1, 2, 3, 4]
+    assert len(data.examples(100)[0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"t10k_images": IDX[:50]}, r"t10k-images-idx3-ubyte is not a whole IDX image file \(it has 50 bytes"),
+        ({"train_labels": labels(29)}, "train-labels-idx1-ubyte holds 29 labels, for 30 images"),
+        (
+            {"t10k_labels": IDX},
+            r"t10k-labels-idx1-ubyte is not a whole IDX label file \(it does not begin as a file of l",
+        ),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, files: dict[str, bytes], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        grey(tmp_path, **files)

@@ -420,6 +420,17 @@ def test_nets_that_do_not_fit_the_data_are_refused(data: Images, options: dict[s
         ready(data, vae(**options))
 
 
+def test_the_loss_of_images_held_out_is_the_trained_bound() -> None:
+    data, module = Grey(), vae(net=MLPVAE(6, 2, Bernoulli(), hidden=4), linear=None)
+    ready(data, module)
+    assert data.held_out is None
+    data.held_out = data.x.repeat(500, 1)
+    noise = torch.randn(6000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bounds = model.sampled_elbo(module.net, data.held_out, noise)[0].detach()
+    apart = module.held_out_loss(data) + float(bounds.mean())
+    assert abs(apart) < SIGMAS * 2**0.5 * float(bounds.std()) / 6000**0.5
+
+
 def test_samples_are_decoded_codes_in_the_units_of_the_pixels() -> None:
     data, module = Handful(), vae()
     ready(data, module)

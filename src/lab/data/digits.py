@@ -21,7 +21,7 @@ class Images(InMemoryData):
 
     Attributes:
         x: (n, d). n, d: its shape. shape: height and width of an image. labels: (n,), what each image shows.
-        mean: (d,), what was subtracted from the pixels.
+        mean: (d,), what was subtracted from the pixels. held_out: (n', d), images that are not trained on, or None.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Images(InMemoryData):
     d: int
     shape: tuple[int, ...]
     labels: Tensor
+    held_out: Tensor | None = None
 
     def images(self) -> Tensor:
         """The raw images, (n, height, width)."""

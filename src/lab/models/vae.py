@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,8 +19,10 @@ from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
 from lab.nets.likelihoods import Bernoulli, Gaussian
 from lab.nets.vae import MLPVAE, LinearVAE
-from lab.random import normal
+from lab.random import generator, normal
 from lab.types import NonNegative, PositiveInt
+
+log = logging.getLogger("lab")
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -168,9 +171,24 @@ class VAE(SteppedModule):
             loss, logged = loss + exact, logged | {"loss/linear": exact.detach()}
         return loss, logged
 
+    def on_train_end(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.held_out is not None and self.trainer.is_global_zero:
+            log.info("loss/net of the %d images held out: %.2f nats", len(data.held_out), self.held_out_loss(data))
+
     @torch.no_grad()
-    def sample(self, n: int, generator: Generator) -> Tensor:
+    def held_out_loss(self, data: Images) -> float:
+        """The loss of `net` on the images held out, one draw each: nats an image."""
+        assert data.held_out is not None
+        draw, total = generator(data.seed, "held out"), 0.0
+        for rows in data.held_out.split(1000):
+            x = data.as_pixels(rows.to(self.mean.device))
+            total -= float(sampled_elbo(self.net, x, normal(draw, len(x), self.net.k).to(x), self.beta)[0].sum())
+        return total / len(data.held_out)
+
+    @torch.no_grad()
+    def sample(self, n: int, draw: torch.Generator) -> Tensor:
         """n images E[x|z], z ~ N(0, I) drawn on the CPU: (n, height, width), in the units of the pixels."""
-        z = normal(generator, n, self.net.k).to(self.mean)
+        z = normal(draw, n, self.net.k).to(self.mean)
         x = self.net.likelihood.mean(self.net.decode(z)) + self.mean
         return x.unflatten(-1, self.shape)

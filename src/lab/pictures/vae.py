@@ -136,8 +136,9 @@ class Bounds(Picture):
         ax = figure.subplots()
         weights = [1, *claim.samples]
         ax.plot(weights, means, "o-", color=MEASURED, markersize=4)
-        for at in (0, -1):
-            ax.annotate(f"{means[at]:.2f}", (weights[at], means[at]), (0, 6), textcoords="offset points", color=INK)
+        for at, aside, side in ((0, (8, -3), "left"), (-1, (0, 6), "right")):  # below and above the rising curve
+            text = f"{means[at]:.2f}".replace("-", "−")
+            ax.annotate(text, (weights[at], means[at]), aside, textcoords="offset points", color=INK, ha=side)
         ax.set_xscale("log", base=2)
         title = f"bounds of $\\ln p(x)$, mean of {len(run.data.examples(self.images)[0])} images"
         ax.set(xticks=weights, xticklabels=weights, xlabel="weights $K$", ylabel="nats an image", title=title)
