@@ -31,7 +31,7 @@ from lab.claim import Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
-from lab.provenance import provenance  # noqa: E402
+from lab.provenance import edited_since_submit, provenance  # noqa: E402
 from lab.rundir import RunDir, write_atomically  # noqa: E402
 
 log = logging.getLogger("lab")
@@ -47,12 +47,15 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     started = time.perf_counter()
     cfg = OmegaConf.load(run.config)
     assert isinstance(cfg, DictConfig)
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
+        edited = edited_since_submit(run.path)
         if rank == 0:
+            if edited:
+                log.warning("%s; it runs what is on disk now", edited)
             log.info("%s · seed %d · %d × %s · %s", cfg.name, cfg.seed, ranks, accelerator(cfg), run.path)
         pl.seed_everything(cfg.seed, verbose=False)
         trainer = _trainer(cfg, run, checkpoint, ranks, rank)
@@ -65,7 +68,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
                 if isinstance(logger, Wandb):
                     logger.log_hyperparams(_filterable(cfg))
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+            return _conclude(run, cfg, trainer, claims, started, edited) if rank == 0 else _stopped(trainer)
         except BaseException:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
             raise
@@ -102,7 +105,7 @@ def _require_ranks(asked: int, **up: int) -> None:
     if wrong := {where: count for where, count in up.items() if count != asked}:
         counts = ", ".join(f"{where}: {count}" for where, count in wrong.items())
         raise Refusal(
-            f"trainer.devices asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
+            f"trainer.devices × trainer.num_nodes asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
             f"number came up ({counts}); start the run once, as `lab ...`: it starts its own ranks"
         )
 
@@ -119,7 +122,9 @@ class _WorldSizeGuard(pl.Callback):
         _require_ranks(self.asked, trainer=trainer.world_size, process_group=up)
 
 
-def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:
+def _conclude(
+    run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float, edited: str
+) -> int:
     if code := _stopped(trainer):
         stopped = signal.Signals(code - 128).name
         log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
@@ -139,7 +144,7 @@ def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[st
         cfg.name,
         cfg.chapter,
         tuple(e.judged for e in evidence),
-        provenance(cfg.seed, where, trainer.world_size) | timing,
+        provenance(cfg.seed, where, trainer.world_size) | timing | ({"edited_since_submit": edited} if edited else {}),
     )
     _write(run, cfg, trainer, evidence, verdict)
     return HOLDS if verdict.holds else REFUTED

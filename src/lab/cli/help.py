@@ -13,6 +13,8 @@ usage
   lab verify [name ...] [--controls] [--seeds N]
                                           run experiments, and their controls, and say what is as theory says
   lab record <run directory>              keep a finished run's verdict and figure in experiments/<name>/
+  lab status <sweep>                      which of a sweep's runs are queued, running, done or failed, and why
+  lab cancel <sweep>                      take what SLURM still queues or runs of it off the cluster
   python -m lab ...                       the same; `lab <verb> --help` says more
 
 examples

@@ -25,7 +25,7 @@ def main(overrides: Sequence[str]) -> int:
     launcher = instantiate(hydra.launcher)
     sweep, points = plan.grid(overrides, hydra)
     for point in points:
-        check.check_machine(point.cfg)
+        launcher.check(point.cfg)
     sweep.path.mkdir(parents=True, exist_ok=True)
     with RunDir(sweep.path).lock():
         sweep.add(points)
@@ -33,7 +33,8 @@ def main(overrides: Sequence[str]) -> int:
         finished = f", {len(points) - len(left)} of them finished" if len(left) < len(points) else ""
         print(f"{sweep.path}: {len(points)} runs{finished}", file=sys.stderr)
         code: int = launcher.run(sweep, left) if left else HOLDS
-        report(sweep)
+        if launcher.reports or not left:
+            report(sweep)
     return code
 
 
