@@ -188,7 +188,7 @@ def kill_node(node: str, job: str) -> None:
 
 
 def test_cancelled_and_submitted_again(sweep: Any, finished: Any, words: Any, outcome: Any) -> None:
-    long = "trainer.max_steps=3000"
+    long = "trainer.max_steps=1500"
     run = sweep("cancelled", ["k=2,8", long], "max_running=1")
     run.first = run.path / "k=2"
     run.submit()
@@ -243,11 +243,19 @@ def test_what_slurm_refuses_is_said_in_one_line(sweep: Any) -> None:
     assert "1 waiting" in run.status()
 
 
-def test_a_script_submitted_by_hand_is_followed(sweep: Any) -> None:
+def test_a_script_submitted_by_hand_after_an_edit(sweep: Any, outcome: Any) -> None:
     run = sweep("hand", [], "dry_run=true")
     assert "not submitted" in run.submit()
     assert "1 waiting" in run.status()
+    submitted = run.first / "submitted.json"
+    record = json.loads(submitted.read_text())
+    record["code"]["source"] = "what it was before the edit"
+    submitted.write_text(json.dumps(record))
     subprocess.run(["sbatch", "job-0.sbatch"], cwd=run.path, env=ENVIRONMENT, check=True)
     run.wait_for_status(r"1 (queued|running)")
     assert "1 runs are queued or running already" in run.submit()
     run.wait_for_status(r"run +done +\d+_0")
+    said = "the code on disk was edited since this run was submitted (uncommitted)"
+    assert outcome(run.first).verdict["provenance"]["edited_since_submit"] == said
+    assert said in (run.first / "run.log").read_text()
+    assert said in run.console()
