@@ -35,7 +35,7 @@ from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
-from lab.provenance import provenance  # noqa: E402
+from lab.provenance import edited_since_submit, provenance  # noqa: E402
 from lab.rundir import MEETING, RunDir, write_atomically  # noqa: E402
 
 log = logging.getLogger("lab")
@@ -50,12 +50,15 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     """
     started = time.perf_counter()
     cfg = run.read_config()
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
-        if ranks > 1:
+        edited = edited_since_submit(run.path)
+        if rank == 0 and edited:
+            log.warning("%s; it runs what is on disk now", edited)
+        if MEETING in os.environ:
             _meet(rank, ranks, cfg)
         pl.seed_everything(cfg.seed, verbose=False)
         claims = {name: _made(cfg, f"claims.{name}") for name in cfg.claims}
@@ -65,7 +68,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             with trainer.init_module():
                 model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            return _conclude(run, cfg, trainer, claims, started) if rank == 0 else _stopped(trainer)
+            return _conclude(run, cfg, trainer, claims, started, edited) if rank == 0 else _stopped(trainer)
         except BaseException:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
             raise
@@ -133,7 +136,7 @@ def _require_ranks(asked: int, **up: int) -> None:
     if wrong := {where: count for where, count in up.items() if count != asked}:
         counts = ", ".join(f"{where}: {count}" for where, count in wrong.items())
         raise Refusal(
-            f"trainer.devices asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
+            f"trainer.devices × trainer.num_nodes asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
             f"number came up ({counts}); start the run once, as `lab ...`: it starts its own ranks"
         )
 
@@ -171,7 +174,9 @@ class _BeforeTraining(pl.Callback):
                 logger.log_hyperparams(_filterable(self.cfg))
 
 
-def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float) -> int:
+def _conclude(
+    run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float, edited: str
+) -> int:
     if code := _stopped(trainer):
         stopped = signal.Signals(code - 128).name
         log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
@@ -191,7 +196,7 @@ def _conclude(run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[st
         cfg.name,
         cfg.chapter,
         tuple(e.judged for e in evidence),
-        provenance(cfg.seed, where, trainer.world_size) | timing,
+        provenance(cfg.seed, where, trainer.world_size) | timing | ({"edited_since_submit": edited} if edited else {}),
     )
     _write(run, cfg, trainer, evidence, verdict)
     return HOLDS if verdict.holds else REFUTED

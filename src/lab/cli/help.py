@@ -17,6 +17,8 @@ usage
   lab compare <run, sweep, folder or wandb://entity/project> ... [--by key] [--metric name] [--html FILE] [--csv FILE]
                                           runs made anywhere in one table, one figure, one page
   lab reproduce <run directory>           run again what was recorded and say what agrees
+  lab status <sweep>                      which of a sweep's runs are queued, running, done or failed, and why
+  lab cancel <sweep>                      take what SLURM still queues or runs of it off the cluster
   python -m lab ...                       the same; `lab <verb> --help` says more
 
 examples

@@ -8,7 +8,6 @@ from typing import Any
 
 from lab import check, compose, paths
 from lab.errors import HOLDS, Refusal, nearest
-from lab.machine import check_machine
 from lab.rundir import RunDir
 from lab.sweep import plan
 from lab.sweep.grid import Grid, Optimum
@@ -36,7 +35,7 @@ def main(overrides: Sequence[str]) -> int:
 def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
     points = plan.grid(texts)
     for point in points:
-        check_machine(point.cfg)
+        launcher.check(point.cfg)
     first = points[0].cfg
     path = plan.folder(hydra, first.name, [point.digest for point in points])
     sweep = Sweep(path, first.name, tuple(texts), first.objective)
@@ -47,6 +46,8 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
         finished = f", {len(points) - len(left)} of them finished" if len(left) < len(points) else ""
         print(f"{path}: {len(points)} runs{finished}", file=sys.stderr)
         code: int = launcher.run(sweep, left) if left else HOLDS
+        if not launcher.reports and left:
+            return code
         rows = report(sweep, sweeper.optimum)
     return code or sweeper.optimum.judge(rows)
 
@@ -58,7 +59,7 @@ def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
     composer = Composer()
     for values in corners(space):
         corner = composer.point([*fixed, *(f"{key}={value}" for key, value in values.items())], values)
-        check_machine(corner.cfg)
+        launcher.check(corner.cfg)
     same = [corner.digest, f"{search.seed} {search.sampler} {search.direction}", *map(repr, space.items())]
     path = plan.folder(hydra, corner.cfg.name, same)
     sweep = Sweep(path, corner.cfg.name, tuple(texts), corner.cfg.objective)
