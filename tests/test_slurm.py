@@ -155,7 +155,8 @@ def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFix
     stand_in("sbatch", "echo '17;cluster'")
     assert submit("k=2,4,8") == 0
     assert json.loads(Path("s/jobs.json").read_text()) == {"job-0.sbatch": "17"}
-    Path("s/k=2/verdict.json").write_text('{"holds": true, "claims": [], "provenance": {}}')
+    done = {"experiment": "pca_autoencoder", "chapter": 3, "holds": True, "claims": [], "provenance": {}}
+    Path("s/k=2/verdict.json").write_text(json.dumps(done))
     script = Path("s/job-0.sbatch").absolute()
     stand_in("squeue", f"echo '17|1|PENDING|Priority|{script}'; echo '17|2|PENDING|x|/elsewhere/job-0.sbatch'")
     stand_in("sacct", "exit 1")

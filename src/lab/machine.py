@@ -38,9 +38,9 @@ def check_machine(cfg: DictConfig, *, nodes: int = 1, elsewhere: bool = False) -
         _check_nodes(config["trainer"], nodes)
         _check_devices(config["trainer"])
         _check_files(config["data"])
-    cores = len(usable_cores())
-    if config["threads"] > cores:
-        raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
+        cores = len(usable_cores())
+        if config["threads"] > cores:
+            raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
     _check_batches("data", config["data"], world_size(cfg))
     _check_output(config.get("run_dir"))
 
