@@ -286,7 +286,10 @@ def test_output_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         raise OSError(30, os.strerror(30))
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", full)
-    assert refusal(PCA, "run_dir=new/run") == f"run_dir=new/run cannot be written: {tmp_path}: {os.strerror(30)}"
+    assert (
+        refusal(PCA, "run_dir=new/run")
+        == f"run_dir=new/run cannot be written: no file can be made in {tmp_path} ({os.strerror(30)})"
+    )
 
 
 def test_disk_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def test_hydra_flags(lab: Lab, tmp_path: Path) -> None:
         ("lab verify --s", ["--seeds", "--set"]),
         ("lab record outp", []),
         ("lab experiment=lin", ["experiment=linear_regression"]),
+        ("lab experiment=", [f"experiment={name}" for name in experiments()]),
         ("lab experiment=nowhere se", []),
         ("lab foo bar", []),
     ],
@@ -428,3 +429,25 @@ def test_relation_in_words() -> None:
     assert relation("at_most('why')") == "at most; why"
     assert relation("something.else_") == "something.else_"
     assert relation("") == "as its class says"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep=step_size", "sweep=step_size changes nothing in a single run: it is for a sweep, which -m starts"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x changes nothing in a single run"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna changes nothing in a single run"),
+        ("hydra.run.dir=x", "hydra.run.dir=x changes nothing: run_dir=<path> chooses where a run is written"),
+        ("experiment=pca_autoencoder", "experiment=linear_regression chose an experiment already"),
+        ("~foo", "~foo: there is no such key to take out; at the top there are callbacks, chapter, claims"),
+        ("trainer.max_steps=1000000000000000000000", "an integer ≥ 1 and ≤ 1000000000000"),
+        ("objective=claim/excess_risc/measured", "did you mean 'claim/excess_risk/measured'?"),
+        ("data.designs.tall.replicates=100000000000", "would hold more than 10^10 numbers"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_is_refused(lab: Lab, override: str, said: str, tmp_path: Path) -> None:
+    done = lab("experiment=linear_regression", override)
+    assert done.returncode == REFUSED
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -151,9 +151,9 @@ def test_nets_of_another_dimension_than_the_data_are_refused(
 
 
 def test_data_of_another_kind_are_refused() -> None:
-    with pytest.raises(Refusal, match="Reconstruction trains on data of the kind"):
+    with pytest.raises(Refusal, match="Reconstruction trains on no other"):
         fit(autoencoder(), regression()[0], 1)
-    with pytest.raises(Refusal, match="LeastSquares trains on data of the kind"):
+    with pytest.raises(Refusal, match="LeastSquares trains on no other"):
         fit(regression()[1], Handful(), 1)
 
 
@@ -287,9 +287,9 @@ def test_nets_that_do_not_fit_the_designs_are_refused(nets: dict[str, tuple[int,
 
 def test_a_precision_that_loses_the_steps_is_refused() -> None:
     data, model = regression()
-    data.dtype = torch.bfloat16
+    data.trainer = SimpleNamespace(precision="bf16-true")  # type: ignore[assignment]
     with pytest.raises(Refusal, match=r"trainer.precision=bf16-true is not allowed"):
-        ready(data, model)
+        model.check(data)
 
 
 def test_nothing_is_recorded_unless_asked() -> None:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
 from lab import loggers
@@ -52,7 +51,7 @@ def fitted(**designs: Any) -> tuple[GaussianRegression, Any]:
     """Data as they are before the first step, and as much of a model as a claim looks at."""
     data = GaussianRegression({name: Design(**options) for name, options in designs.items()})
     data.setup()
-    return data, SimpleNamespace(recorded=next(iter(designs)), record=3)
+    return data, SimpleNamespace(nets=data.designs, record=3)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +63,7 @@ def fitted(**designs: Any) -> tuple[GaussianRegression, Any]:
         (linear_regression.ExcessRisk("edge"), "data.designs.edge.samples=[8, 6] must be above d + 3 = 6"),
         (linear_regression.ExcessRisk("quiet"), "data.designs.quiet.noise=0 must be above 0"),
         (linear_regression.ExcessRisk("few"), "data.designs.few.replicates=3 must be at least 4"),
+        (linear_regression.LeastSquaresSolution("wide"), "data.designs.wide.samples=[5] must be at least d = 8"),
         (linear_regression.MinimumNorm("small"), "data.designs.small.samples=[8, 9] must be below d = 3"),
         (linear_regression.Contraction(4, "small"), "replicates=4 is more than model.record=3"),
         (linear_regression.Contraction(1, "wide"), "design=wide must be small, the design whose steps are recorded"),
@@ -90,8 +90,8 @@ def test_claims_that_can_be_judged_are_not_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ReconstructionError", "PrincipalAngles", "Projector", "OrderedEigenvectors"])
 def test_components_that_the_data_do_not_have(name: str) -> None:
-    data: Any = SimpleNamespace(x=torch.zeros(9, 5))
-    model: Any = SimpleNamespace(ordered=SimpleNamespace(weight=torch.zeros(5, 5)))
+    data: Any = SimpleNamespace(d=5)
+    model: Any = SimpleNamespace(ordered=SimpleNamespace(k=5))
     claim = getattr(pca_autoencoder, name)
     with pytest.raises(Refusal, match="k=5 must be less than the 5 dimensions of the data"):
         claim(5).check(data, model)

@@ -111,3 +111,27 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+SIGNALLED = """
+import os, signal, sys
+from lab.warm import Workers
+
+class Fires:
+    def __del__(self):  # where Python prints and forgets an exception
+        os.kill(os.getpid(), signal.SIGINT)
+
+try:
+    with Workers() as workers:
+        Fires()
+        workers.wait(1.0)
+        print("went on")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.integration
+def test_an_interrupt_is_not_lost_where_python_ignores_exceptions() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=True)
+    assert done.stdout == "interrupted\n"

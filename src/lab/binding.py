@@ -7,11 +7,14 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import annotated_types as at
 
 from lab.errors import Refusal, nearest
 from lab.signature import UNKNOWN, Parameter, Signature, signature
 from lab.signature.annotations import Opaque
+from lab.signature.checks import Part, refuses
 from lab.signature.nodes import Wanted, instance, is_a, made_by
 from lab.signature.values import choices, describe, fits, is_finite
 from lab.types import NonNegativeInt, PositiveInt
@@ -37,7 +40,7 @@ _NARROWED: dict[str, dict[str, Any]] = {
         "num_nodes": PositiveInt,
         "strategy": Literal["auto", "ddp"],
         "precision": Literal["32-true", "64-true", "bf16-mixed", "bf16-true"],  # float16 needs a gradient scaler
-        "max_steps": PositiveInt,
+        "max_steps": Annotated[int, at.Ge(1), at.Le(10**12)],
         "log_every_n_steps": PositiveInt,
         "profiler": Literal["simple", "advanced", "pytorch"] | None,
     },
@@ -100,6 +103,18 @@ def check_nulls(key: str, raw: Any) -> None:
         if child is None and name in parameters:
             check_value(join(key, name), None, _annotation(str(target), parameters[name]))
         check_nulls(join(key, str(name)), child)
+
+
+def check_parts(config: dict[str, Any], raw: dict[str, Any]) -> None:
+    """Refuse what the data, the model and the claims refuse in each other, so far as the config tells it."""
+    data = Part(config["data"], trainer=Part(config["trainer"]))
+    model = Part(config["model"])
+    for key, part, others in (("data", data, ()), ("model", model, (data,))):
+        if why := refuses(part, *others):
+            raise Refusal(_blaming(key, why, config[key], raw[key]))
+    for name, node in config["claims"].items():
+        if why := refuses(Part(node), data, model):
+            raise Refusal(_blaming(f"claims.{name}", why, node, raw["claims"][name]))
 
 
 def check_value(key: str, value: Any, annotation: Any, raw: Any = None) -> None:
@@ -235,10 +250,19 @@ def _check_guards(key: str, given: dict[str, Any], raw: dict[str, Any], found: S
     for guard in found.guards:
         named = sorted((name for name in given if name in guard.names), key=guard.condition.index)
         if named and guard.names <= values.keys() and (why := " ".join(guard.refuses(values).split())):
-            said = [_said(join(key, name), given[name], raw.get(name)) for name in named]
             if why.startswith(f"{named[0]}="):
-                raise Refusal(f"{said[0]} {why.partition(' ')[2]}" if "(" in said[0] else f"{key}.{why}")
-            raise Refusal(f"{', '.join(said)}: {why}")
+                raise Refusal(_blaming(key, why, given, raw))
+            said = [_said(join(key, name), given[name], raw.get(name)) for name in named]
+            raise Refusal(f"{', '.join(said)}: {why}; {guard}")
+
+
+def _blaming(key: str, why: str, given: dict[str, Any], raw: dict[str, Any]) -> str:
+    """A refusal by the node at `key`, with the full key of the parameter that it begins with, or its variable's."""
+    name, _, rest = why.partition("=")
+    if name not in given:
+        return str(Refusal(why).within(key)) if re.match(r"\w+=", why) else why
+    said = _said(join(key, name), given[name], raw.get(name))
+    return f"{said} {rest.partition(' ')[2]}" if "(" in said else f"{key}.{why}"
 
 
 def _children(key: str, value: Any) -> Iterator[tuple[str, Any]]:

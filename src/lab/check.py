@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import annotated_types as at
 
 from lab import compose
-from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_value, shown, walk
+from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
 from lab.errors import Refusal, nearest
 from lab.machine import check_machine
 from lab.types import NonEmptyStr, PositiveInt
@@ -85,6 +85,8 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
                 raise Refusal(f"{group}.{node}.{name}={found} is not allowed: it is set by the lab, from {fills[name]}")
     for key in sorted(config, key=lambda key: key != "trainer"):  # other nodes refer to max_steps: it is named itself
         (check_group if key in (*_NODES, *_GROUPS) else walk)(key, config[key], raw[key])
+    check_parts(config, raw)
+    _check_objective(config["objective"], config["claims"])
     controls: dict[str, Any] = config["controls"]
     return controls
 
@@ -140,6 +142,19 @@ def _check_group(group: str, nodes: Any) -> None:
         if not isinstance(node, dict) or "_target_" not in node:
             others = [f"{group}.{n}" for n, other in nodes.items() if isinstance(other, dict) and "_target_" in other]
             raise Refusal(f"{group}.{name}={shown(node)} has no _target_{nearest(f'{group}.{name}', others)}")
+
+
+def _check_objective(objective: str | None, claims: dict[str, Any]) -> None:
+    """A claim's number is known before the run; which losses there are, the first block of steps says."""
+    if objective is None or not objective.startswith("claim/"):
+        return
+    numbers = ("predicted", "measured", "standard_error", "difference", "tolerance", "holds")
+    allowed = [f"claim/{claim}/{number}" for claim in claims for number in numbers]
+    if objective not in allowed:
+        raise Refusal(
+            f"objective={objective} is not allowed: claim/<name>/<number> with a name of {', '.join(claims)} and a "
+            f"number of {', '.join(numbers)}{nearest(objective, allowed)}"
+        )
 
 
 def _check_controls(controls: Any, claims: dict[str, Any], chosen: str | None) -> None:

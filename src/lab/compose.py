@@ -81,8 +81,11 @@ def rewrite(overrides: Sequence[str]) -> list[str]:
     those that are in no signature. Refuses what is no override, and options that do not exist.
     """
     parsed = [parse(text) for text in overrides]
-    if not any(override.key_or_group == "experiment" and not override.is_delete() for override in parsed):
+    chosen = [o.input_line for o in parsed if o.key_or_group == "experiment" and not o.is_delete()]
+    if not chosen:
         raise Refusal(f"no experiment: say experiment=<name>; allowed: {', '.join(experiments())}")
+    if len(chosen) > 1:
+        raise Refusal(f"{chosen[1]} is not allowed: {chosen[0]} chose an experiment already; a run has one")
     return [_rewrite(text, override) for text, override in zip(overrides, parsed, strict=True)]
 
 
@@ -335,6 +338,10 @@ def _line(error: BaseException) -> str:
         allowed = list(error.options or _options(group))
         return f"{group}={option} does not exist; allowed: {', '.join(allowed)}{nearest(option, allowed)}"
     cause = error.__cause__
+    if undone := re.match(r"Could not delete from config. '([^']+)' does not exist", str(error)):
+        known = sorted(base_keys())
+        close = nearest(undone[1], known)
+        return f"~{undone[1]}: there is no such key to take out; at the top there are {', '.join(known)}{close}"
     if unchosen := re.match(r"You must specify '([^']+)'", str(error)):
         group = unchosen[1]
         return (

@@ -14,8 +14,13 @@ class Refusal(Exception):
     """Input the lab will not run: the message is the one line the user reads."""
 
     def within(self, key: str) -> Refusal:
-        """This refusal as that of the node at `key`: a line that begins with a parameter names it by its full key."""
+        """This refusal as that of the node at `key`: a line that begins with a parameter names it by its full key.
+
+        One that begins with a full key stays as it is.
+        """
         line = str(self)
+        if re.match(r"\w+(\.\w+)+[ =]", line):
+            return self
         return Refusal(f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}")
 
 

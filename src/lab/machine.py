@@ -195,7 +195,7 @@ def _check_output(run_dir: str | None) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise Refusal(f"{shown} is not allowed: {error.strerror}") from None
-        raise Refusal(f"{shown} cannot be written: {existing}: {error.strerror}") from None
+        raise Refusal(f"{shown} cannot be written: no file can be made in {existing} ({error.strerror})") from None
     free = shutil.disk_usage(existing).free
     if free < _LEAST_FREE:
         raise Refusal(f"{shown} has too little room: {free / 2**20:.0f} MB free, a run needs {_LEAST_FREE // 2**20} MB")

@@ -32,7 +32,7 @@ from tqdm import tqdm  # noqa: E402
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
 from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
-from lab.errors import CRASHED, HOLDS, REFUTED, Refusal  # noqa: E402
+from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.provenance import edited_since_submit, provenance  # noqa: E402
@@ -69,8 +69,10 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
                 model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             return _conclude(run, cfg, trainer, claims, started, edited) if rank == 0 else _stopped(trainer)
-        except BaseException:
+        except BaseException as error:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
+            if _is_out_of_memory(error):
+                raise Refusal(f"there is not enough memory for this run: {' '.join(str(error).split())}") from error
             raise
 
 
@@ -119,6 +121,12 @@ def _refusal(key: str, error: BaseException) -> Refusal:
     where = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split()) or "no reason given"
     return Refusal(f"{key}: {type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # how torch's CPU allocator says it
+    )
 
 
 def _meet(rank: int, ranks: int, cfg: DictConfig) -> None:
@@ -172,6 +180,18 @@ class _BeforeTraining(pl.Callback):
             if isinstance(logger, Wandb):
                 logger.start()
                 logger.log_hyperparams(_filterable(self.cfg))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The model says only now which losses it has."""
+        if batch_idx == 0 and (objective := self.cfg.objective) and not objective.startswith("claim/"):
+            logged = list(outputs["metrics"][0])
+            if objective not in logged:
+                raise Refusal(
+                    f"objective={objective} is not logged; allowed: {', '.join(logged)} or "
+                    f"claim/<name>/<number>{nearest(objective, logged)}"
+                )
 
 
 def _conclude(

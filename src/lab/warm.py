@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -20,6 +21,7 @@ from lab.devices import Devices, Need, confine
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import end_with_parent, launch
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 10.0
 """Seconds in which a run that is told to stop may save."""
 
@@ -53,15 +55,27 @@ class Workers:
         self.forks = sys.platform == "linux"
         self._devices = Devices()
         self._running: dict[int, _Running] = {}
+        self._interrupted = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Workers:
         if self.forks:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             _load()
         self._alive = os.pipe()
-        # an interrupt too
-        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler) if _is_main() else None
+        if _is_main():
+            self._before = {signum: signal.signal(signum, self._interrupt) for signum in STOPS}
         return self
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Only remember it: an exception here would be lost where Python ignores one, such as around a fork."""
+        if self._interrupted:  # again: whatever takes so long is given up
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+    def _end_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,10 +91,12 @@ class Workers:
             for pid in self._running:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            if _is_main():
-                signal.signal(signal.SIGTERM, self._before)
+            for signum, before in self._before.items():
+                signal.signal(signum, before)
             os.close(self._alive[0])
             os.close(self._alive[1])
+        if kind is None:
+            self._end_if_interrupted()
 
     @property
     def running(self) -> list[Job]:
@@ -88,6 +104,7 @@ class Workers:
 
     def start(self, job: Job) -> bool:
         """Start `job` if there is room for it now."""
+        self._end_if_interrupted()
         if self.at_once is not None and len(self._running) >= self.at_once:
             return False
         need = Need.of(job.cfg)
@@ -96,10 +113,12 @@ class Workers:
             return False
         sys.stdout.flush()
         sys.stderr.flush()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # in the fork until it has handlers of its own
         pid = os.fork()
         if not pid:
-            _be(job, need, devices, self._alive, fresh_process=not self.forks)
+            _be(job, need, devices, self._alive, held, fresh_process=not self.forks)
         self._running[pid] = _Running(job, need, devices)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return True
 
     def stop(self, job: Job) -> None:
@@ -111,8 +130,10 @@ class Workers:
 
     def wait(self, seconds: float | None = None) -> list[tuple[Job, int]]:
         """(job, exit code) of those that ended, as soon as there is one; none when so many seconds have passed."""
+        self._end_if_interrupted()
         deadline = None if seconds is None else time.monotonic() + seconds
         while not (ended := self._reap()) and self._running and (deadline is None or time.monotonic() < deadline):
+            self._end_if_interrupted()
             time.sleep(0.005)
         return ended
 
@@ -151,13 +172,22 @@ def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _be(job: Job, need: Need, devices: tuple[int, ...], alive: tuple[int, int], *, fresh_process: bool) -> None:
+def _be(
+    job: Job,
+    need: Need,
+    devices: tuple[int, ...],
+    alive: tuple[int, int],
+    held: set[int | signal.Signals],
+    *,
+    fresh_process: bool,
+) -> None:
     """In the fork: execute the job and end."""
     code = CRASHED
     try:
         os.setsid()  # a Ctrl-C at the terminal is the parent's to pass on
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         os.close(alive[1])
         threading.Thread(target=end_with_parent, args=(alive[0],), daemon=True).start()
         job.console.parent.mkdir(parents=True, exist_ok=True)

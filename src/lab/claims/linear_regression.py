@@ -28,23 +28,10 @@ class _AboutDesign(Claim):
             raise Refusal(f"design={self.design} is none of data.designs; allowed: {', '.join(data.designs)}{close}")
 
 
-class LeastSquaresSolution(_AboutDesign):
-    """Trained weights equal the least-squares solution A⁺y
+class _Solution(_AboutDesign):
+    """A claim that training ends at A⁺y."""
 
-    ∇(½‖Aw − y‖²) = Aᵀ(Aw − y) vanishes only at the projection of y on the column space; for full column rank ŵ = A⁺y is
-    unique. Every replicate is judged by ‖w − ŵ‖/‖ŵ‖.
-    """
-
-    reference = "Strang, Introduction to Linear Algebra, ch. 4 (orthogonality)"
     symbol, x_symbol = r"$w_j$", ""
-    relation = equal(
-        "optimisation error alone: by the last step the slowest mode has shrunk below 1e-6 of where it began (float64)",
-        rtol=1e-6,
-        norm=True,
-    )
-
-    def __init__(self, design: str = "tall") -> None:
-        super().__init__(design)
 
     def predict(self, data: GaussianRegression) -> Quantity:
         design = data.designs[self.design]
@@ -54,7 +41,34 @@ class LeastSquaresSolution(_AboutDesign):
         return Quantity(run.model.nets[self.design].weight.detach().double())
 
 
-class MinimumNorm(LeastSquaresSolution):
+class LeastSquaresSolution(_Solution):
+    """Trained weights equal the least-squares solution A⁺y
+
+    ∇(½‖Aw − y‖²) = Aᵀ(Aw − y) vanishes only at the projection of y on the column space; for full column rank ŵ = A⁺y is
+    unique. Every replicate is judged by ‖w − ŵ‖/‖ŵ‖.
+    """
+
+    reference = "Strang, Introduction to Linear Algebra, ch. 4 (orthogonality)"
+    relation = equal(
+        "optimisation error alone: by the last step the slowest mode has shrunk below 1e-6 of where it began (float64)",
+        rtol=1e-6,
+        norm=True,
+    )
+
+    def __init__(self, design: str = "tall") -> None:
+        super().__init__(design)
+
+    def check(self, data: GaussianRegression, model: LeastSquares) -> None:
+        super().check(data, model)
+        design = data.designs[self.design]
+        if min(design.samples) < design.d:
+            raise Refusal(
+                f"data.designs.{self.design}.samples={design.samples} must be at least d = {design.d}: "
+                "below it the columns of A are dependent and the solution is not unique"
+            )
+
+
+class MinimumNorm(_Solution):
     """With d > n, gradient descent from 0 finds the interpolator of least norm, A⁺y
 
     Every gradient Aᵀ(Aw − y) lies in the row space of A, so w never leaves it, and the row space holds exactly one
@@ -62,6 +76,13 @@ class MinimumNorm(LeastSquaresSolution):
     """
 
     reference = "Strang, Introduction to Linear Algebra, ch. 7 (pseudoinverse); Hastie et al. 2022, Prop. 1"
+    relation = equal(
+        "optimisation error alone: an epoch, two steps on half of the rows each, shortens what is left by 0.978 or "
+        "better (the largest norm of the two steps' product on the row space, over 20 seeds, 64 replicates and 20 "
+        "orders), so 750 epochs leave less than 1e-7 (float64)",
+        rtol=1e-6,
+        norm=True,
+    )
 
     def __init__(self, design: str = "wide") -> None:
         super().__init__(design)
@@ -88,9 +109,10 @@ class Contraction(_AboutDesign):
     reference = "Boyd & Vandenberghe, Convex Optimization, §9.3"
     symbol, x_symbol = r"contraction per step $\rho$", r"condition number $\kappa$"
     relation = equal(
-        "faster modes add less than (ρ₂/ρ)²ᵗ once ‖w_{t+1} − w_t‖ is under 1e-4 of the first; "
-        "rounding, 1e-16 of the first step, is 1e-6 of the last one fitted and averages out over the fit",
-        atol=1e-5,
+        "rounding, 1e-15 of the first step, is δ = 1e-5 of the last one fitted; at its worst it turns a line of "
+        "T = ln(1e6)·κ/2 steps by 6δ·(κ/2)/T² < 0.07 δ/κ, 4e-8 for κ > 20 (9e-9 seen over 7680 replicates). "
+        "Faster modes add (ρ₂/ρ)²ᵗ < 1e-15 once ‖w_{t+1} − w_t‖ is under 1e-4 of the first",
+        atol=1e-7,
     )
     window = (1e-10, 1e-4)
 
@@ -100,8 +122,15 @@ class Contraction(_AboutDesign):
 
     def check(self, data: GaussianRegression, model: LeastSquares) -> None:
         super().check(data, model)
-        if self.design != model.recorded:
-            raise Refusal(f"design={self.design} must be {model.recorded}, the design whose steps are recorded")
+        recorded = list(model.nets)[0]  # noqa: RUF015 - `lab.signature.checks` follows no next()
+        if self.design != recorded:
+            raise Refusal(f"design={self.design} must be {recorded}, the design whose steps are recorded")
+        design = data.designs[self.design]
+        if min(design.samples) < design.d:
+            raise Refusal(
+                f"data.designs.{self.design}.samples={design.samples} must be at least d = {design.d}: "
+                "below it λ_d = 0 and κ has no meaning"
+            )
         if self.replicates > model.record:
             raise Refusal(f"replicates={self.replicates} is more than model.record={model.record}, those recorded")
 
@@ -158,7 +187,7 @@ class ExcessRisk(_AboutDesign):
             )
         if design.noise == 0:
             raise Refusal(f"{key}.noise=0 must be above 0: without noise there is no excess risk")
-        if int(torch.bincount(design.sizes)[sorted(set(design.samples))].min()) < 2:
+        if design.replicates < 2 * len(design.samples):
             raise Refusal(
                 f"{key}.replicates={design.replicates} must be at least {2 * len(design.samples)}: "
                 "a standard error needs two of each size"

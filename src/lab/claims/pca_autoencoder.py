@@ -24,9 +24,10 @@ class _AboutTopK(Claim):
         self.k = k
 
     def check(self, data: CentredImages, model: Reconstruction) -> None:
-        d = data.x.shape[1]
-        if self.k >= d:
-            raise Refusal(f"k={self.k} must be less than the {d} dimensions of the data: nothing would be discarded")
+        if self.k >= data.d:
+            raise Refusal(
+                f"k={self.k} must be less than the {data.d} dimensions of the data: nothing would be discarded"
+            )
 
     def spectrum(self, data: CentredImages) -> tuple[Tensor, Tensor]:
         return theory.principal_components(data.x.double())
@@ -97,7 +98,8 @@ class Projector(_AboutTopK):
 
     At the minimum DE x = U_k U_kᵀ x for every x in the span of the data. The distance is the Frobenius norm in the
     data's own metric, ‖(DE − U_k U_kᵀ)Xᵀ‖: directions in which the data do not vary (pixels that are always blank)
-    never enter the loss, so there DE stays what it was initialised to. Judged on the first `samples` rows of X.
+    never enter the loss, so there DE stays what it was initialised to. Judged on the first `samples` rows
+    of X, or on all.
     """
 
     reference = "Baldi & Hornik 1989"
@@ -126,7 +128,7 @@ class _AboutCodes(_AboutTopK):
 
     def check(self, data: CentredImages, model: Reconstruction) -> None:
         super().check(data, model)
-        codes = model.ordered.weight.shape[1]
+        codes = model.ordered.k
         if self.k != codes:
             raise Refusal(f"k={self.k} must equal model.ordered.k={codes}: the claim is about each of the codes")
 

@@ -47,7 +47,7 @@ def offered(line: str) -> list[str] | None:
     """What could stand where `line` ends, or None where that is an override, which Hydra completes."""
     before, word = _split(line)
     if not before:
-        first = [choice for choice in (*FLAGS, "experiment=", "run_dir=") if choice.startswith(word)]
+        first = [choice for choice in (*FLAGS, "experiment=", "run_dir=") if choice.startswith(word) and choice != word]
         return first or None
     verb, *_ = before
     if verb not in FLAGS:

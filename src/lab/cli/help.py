@@ -48,7 +48,7 @@ Hydra's flags
   tab completion: eval "$(lab -sc install=bash)"
 
 exit codes
-  0 every claim holds   1 crash   2 refused: bad configuration or input   3 a claim was refuted
+  0 every claim holds   1 crash   2 refused: bad configuration or input   3 a claim was refuted (a sweep goes on)
 """
 
 

@@ -85,6 +85,7 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
 
 
 def _run(overrides: list[str]) -> int:
+    _refuse_ignored(overrides)
     frozen = _frozen(overrides)
     cfg = compose.compose(overrides) if frozen is None else frozen
     from lab import check
@@ -93,6 +94,16 @@ def _run(overrides: list[str]) -> int:
     from lab.launch import launch
 
     return launch(cfg, overrides)
+
+
+def _refuse_ignored(overrides: list[str]) -> None:
+    """Refuse what would silently change nothing in a single run."""
+    for override in map(compose.parse, overrides):
+        key = override.key_or_group
+        if key == "hydra.run.dir":
+            raise Refusal(f"{override.input_line} changes nothing: run_dir=<path> chooses where a run is written")
+        if key == "sweep" or key.partition(".")[0].partition("/")[0] == "hydra":
+            raise Refusal(f"{override.input_line} changes nothing in a single run: it is for a sweep, which -m starts")
 
 
 def _frozen(overrides: list[str]) -> DictConfig | None:

@@ -92,6 +92,9 @@ class InMemoryData(LightningDataModule):
     def load(self) -> None:
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise `Refusal` where what was loaded does not allow the parameters, or too many ranks share it."""
+
     def place(self, device: torch.device) -> None:
         raise NotImplementedError
 
@@ -106,6 +109,7 @@ class InMemoryData(LightningDataModule):
         if not self._loaded:
             self.load()
             self._loaded = True
+            self.check()
         if trainer is not None:
             self.place(trainer.strategy.root_device)
 

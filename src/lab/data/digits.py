@@ -20,7 +20,7 @@ class CentredImages(InMemoryData):
     c is the scalar for which the mean over ranks of c·mean_rows(·) is the mean over the global batch.
 
     Attributes:
-        x: (n, d), centred. mean: (d,), what was subtracted. shape: height and width of an image.
+        x: (n, d), centred. n, d: its shape. mean: (d,), what was subtracted. shape: height and width of an image.
     """
 
     def __init__(
@@ -28,6 +28,9 @@ class CentredImages(InMemoryData):
     ) -> None:
         super().__init__(seed, block_size)
         self.batch_size = batch_size
+
+    n: int
+    d: int
 
     def images(self) -> Tensor:
         """The raw images, (n, height, width)."""
@@ -39,14 +42,19 @@ class CentredImages(InMemoryData):
         x = images.flatten(1).double()
         self.mean = x.mean(0)
         self.x = (x - self.mean).to(self.dtype)
-        n = len(x)
-        if self.batch_size is not None and self.batch_size > n:
+        self.n, self.d = x.shape
+        self.order = Order(self.n, self.batch_size, self.seed)
+
+    def check(self) -> None:
+        if self.batch_size is not None and self.batch_size > self.n:
             raise Refusal(
-                f"data.batch_size={self.batch_size} is more than the {n} samples there are; allowed: 1..{n} or null"
+                f"data.batch_size={self.batch_size} is more than the {self.n} samples there are; "
+                f"allowed: 1..{self.n} or null"
             )
-        if self.world_size > n:
-            raise Refusal(f"trainer.devices={self.world_size} is more than the {n} samples there are: one has none")
-        self.order = Order(n, self.batch_size, self.seed)
+        if self.world_size > self.n:
+            raise Refusal(
+                f"trainer.devices={self.world_size} is more than the {self.n} samples there are: one has none"
+            )
 
     def place(self, device: torch.device) -> None:
         self.x = self.x.to(device)
@@ -64,6 +72,8 @@ class CentredImages(InMemoryData):
 
 class Digits(CentredImages):
     """1797 handwritten digits of 8×8 pixels with values 0 … 16 (Alpaydin & Kaynak 1998), shipped with scikit-learn."""
+
+    n, d = 1797, 64
 
     def images(self) -> Tensor:
         # the file that load_digits reads, without the second that importing scikit-learn takes

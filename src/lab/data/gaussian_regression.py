@@ -47,6 +47,11 @@ class Design:
             raise Refusal(f"batch_size={batch_size} is more than samples={samples}; allowed: 1..{samples[0]} or null")
         if replicates < len(set(samples)):
             raise Refusal(f"replicates={replicates} is less than the {len(set(samples))} sizes in samples={samples}")
+        if replicates * max(samples) * d > 10**10:
+            raise Refusal(
+                f"replicates={replicates} is too many: with samples={samples} and d={d} the designs would hold more "
+                "than 10^10 numbers, 80 GB in float64"
+            )
         self.d, self.samples, self.replicates, self.noise, self.batch_size = d, samples, replicates, noise, batch_size
         self.spectrum = torch.full((d,), bulk, dtype=torch.float64)
         self.spectrum[0], self.spectrum[-1] = top, bottom

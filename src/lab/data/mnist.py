@@ -29,6 +29,8 @@ class MNIST(CentredImages):
     Files are looked for under `root` in torchvision's layout, plain or gzipped; what is missing torchvision downloads.
     """
 
+    d = 784
+
     def __init__(
         self,
         source: Literal["mnist", "fashion_mnist"] = "mnist",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lab.data.blocks import InMemoryData
 from lab.data.gaussian_regression import GaussianRegression
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
@@ -48,10 +49,8 @@ class LeastSquares(SteppedModule):
         self.record = record
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, GaussianRegression):
-            raise Refusal("model: LeastSquares trains on data of the kind lab.data.gaussian_regression")
-        self._check(data)
         norms = torch.full((self.trainer.max_steps, self.record), torch.nan, dtype=torch.float64)
         self.register_buffer("step_norms", norms)
         self.step_sizes = {}
@@ -61,25 +60,29 @@ class LeastSquares(SteppedModule):
             eta = optimal_step(*design.gram_extremes()) * (batch / rows)
             self.step_sizes[name] = eta.to(design.x)
 
-    def _check(self, data: GaussianRegression) -> None:
+    def check(self, data: InMemoryData) -> None:
         """Refuse nets that do not fit the designs, and a record that they or the precision do not allow."""
+        if not isinstance(data, GaussianRegression):
+            raise Refusal(
+                "data._target_ must make a lab.data.gaussian_regression.GaussianRegression: "
+                "LeastSquares trains on no other"
+            )
         for name in sorted(set(self.nets.keys()) ^ set(data.designs)):
             has, lacks = ("model.nets", "data.designs") if name in self.nets else ("data.designs", "model.nets")
             raise Refusal(f"{has}.{name} has no counterpart in {lacks}: each design is trained by the net of its name")
         for name, design in data.designs.items():
-            net = self.nets[name]
-            assert isinstance(net, ReplicatedLinear)
-            replicates, features = net.weight.shape
+            net: Any = self.nets[name]
             for key, found, wanted, its in (
-                ("features", features, design.d, "d"),
-                ("replicates", replicates, design.replicates, "replicates"),
+                ("features", net.features, design.d, "d"),
+                ("replicates", net.replicates, design.replicates, "replicates"),
             ):
                 if found != wanted:
                     raise Refusal(f"model.nets.{name}.{key}={found} must equal data.designs.{name}.{its}={wanted}")
-        most = data.designs[self.recorded].replicates
+        recorded = list(self.nets)[0]  # noqa: RUF015 - `lab.signature.checks` follows no next()
+        most = data.designs[recorded].replicates
         if self.record > most:
-            raise Refusal(f"model.record={self.record} is more than data.designs.{self.recorded}.replicates={most}")
-        if data.dtype == torch.bfloat16:
+            raise Refusal(f"record={self.record} is more than data.designs.{recorded}.replicates={most}")
+        if data.trainer is not None and data.trainer.precision == "bf16-true":
             raise Refusal(
                 "trainer.precision=bf16-true is not allowed: a step below 1/256 of a weight would leave it as it is; "
                 "allowed: 64-true, 32-true"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lab.data.blocks import InMemoryData
 from lab.data.digits import CentredImages
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
@@ -66,14 +67,16 @@ class Reconstruction(SteppedModule):
         self.net, self.ordered = net, ordered
         self._ordered_error = nested_error if nested else tied_error
 
-    def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+    def check(self, data: InMemoryData) -> None:
+        """Refuse data that are no images, or of another dimension than the nets."""
         if not isinstance(data, CentredImages):
-            raise Refusal("model: Reconstruction trains on data of the kind lab.data.digits.CentredImages")
-        d = data.x.shape[1]
-        for key, found in (("net", self.net.encoder.shape[1]), ("ordered", self.ordered.weight.shape[0])):
-            if found != d:
-                raise Refusal(f"model.{key}.d={found} must be {d}: the data have {d} dimensions")
+            raise Refusal(
+                "data._target_ must make a lab.data.digits.CentredImages, such as Digits: "
+                "Reconstruction trains on no other"
+            )
+        for key, d in (("net", self.net.d), ("ordered", self.ordered.d)):
+            if d != data.d:
+                raise Refusal(f"model.{key}.d={d} must be {data.d}: the data have {data.d} dimensions")
 
     def objective(self, batch: tuple[Tensor, float]) -> tuple[Tensor, dict[str, Tensor]]:
         x, weight = batch

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lab.data.blocks import Block
+from lab.data.blocks import Block, InMemoryData
 from lab.errors import Refusal
 
 
@@ -37,6 +37,18 @@ class SteppedModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
+
+    def setup(self, stage: str) -> None:
+        try:
+            self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
+        except Refusal as refusal:
+            raise refusal.within("model") from None
+
+    def check(self, data: InMemoryData) -> None:
+        """Raise `Refusal` where this model cannot be trained on these data.
+
+        `lab.signature.checks` reads it before anything is imported, so it speaks of parameters as far as it can.
+        """
 
     @abstractmethod
     def objective(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

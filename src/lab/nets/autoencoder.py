@@ -26,6 +26,7 @@ class LinearAutoencoder(nn.Module):
         if k >= d:
             raise Refusal(f"k={k} must be less than d={d}: as many codes as inputs leave nothing to discard")
         super().__init__()
+        self.d, self.k = d, k
         draw = generator(seed, "LinearAutoencoder")
         self.encoder = nn.Parameter(normal(draw, k, d) / math.sqrt(d))
         self.decoder = nn.Parameter(normal(draw, d, k) / math.sqrt(d))
@@ -44,6 +45,7 @@ class OrderedAutoencoder(nn.Module):
         if k > d:
             raise Refusal(f"k={k} must be at most d={d}: there are no more directions")
         super().__init__()
+        self.d, self.k = d, k
         draw = generator(seed, "OrderedAutoencoder")
         start = normal(draw, d, k) / math.sqrt(d)
         self.weight = nn.Parameter(start.to(torch.get_default_dtype()))

@@ -19,6 +19,7 @@ class ReplicatedLinear(nn.Module):
         self, replicates: PositiveInt, features: PositiveInt, init_scale: NonNegative = 0.0, seed: NonNegativeInt = 0
     ) -> None:
         super().__init__()
+        self.replicates, self.features = replicates, features
         start = normal(generator(seed, "ReplicatedLinear"), replicates, features)
         self.weight = nn.Parameter((init_scale * start).to(torch.get_default_dtype()))  # (R, d)
 

@@ -17,9 +17,13 @@ class Guard:
     """Source of the message; "" when it says more than can be read here."""
     names: frozenset[str]
 
+    def __str__(self) -> str:
+        allowed = self.condition.startswith("not ")
+        return f"allowed: {self.condition.removeprefix('not ')}" if allowed else f"not allowed: {self.condition}"
+
     def refuses(self, values: Mapping[str, Any]) -> str:
         """Why the constructor would raise for these values; "" when it would not, or when that cannot be told."""
-        scope = {"__builtins__": _CALLS}
+        scope = {"__builtins__": CALLS}
         try:
             if not eval(self.condition, scope, dict(values)):  # only what _plain let through
                 return ""
@@ -45,8 +49,8 @@ def guards(function: ast.FunctionDef, names: set[str], owner: str = "") -> tuple
     return tuple(found)
 
 
-_CALLS = {f.__name__: f for f in (len, min, max, sum, set, sorted, abs, any, all)}
-_PLAIN = (
+CALLS = {f.__name__: f for f in (len, min, max, sum, set, sorted, abs, any, all)}
+PLAIN = (
     ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Subscript, ast.Slice, ast.Constant, ast.Tuple, ast.List,
     ast.Set, ast.JoinedStr, ast.FormattedValue, ast.expr_context, ast.cmpop, ast.boolop, ast.unaryop, ast.operator,
 )  # fmt: skip
@@ -62,17 +66,17 @@ def _plain(node: ast.expr, names: set[str], owner: str) -> frozenset[str] | None
                 selves.add(value)
                 used.add(attr)
             case ast.Name(id=name):
-                if part in selves or name in _CALLS:
+                if part in selves or name in CALLS:
                     continue
                 if owner or name not in names:
                     return None
                 used.add(name)
-            case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _CALLS:
+            case ast.Call(func=ast.Name(id=name), keywords=[]) if name in CALLS:
                 pass
             case ast.Call():
                 return None
             case _:
-                if not isinstance(part, _PLAIN):
+                if not isinstance(part, PLAIN):
                     return None
     return frozenset(used)
 
