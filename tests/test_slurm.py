@@ -151,6 +151,13 @@ def test_a_cluster_that_is_absent_or_refuses(stand_in: Any) -> None:
     assert not Path("s/jobs.json").exists()
 
 
+def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
+    for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
+        with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):
+            submit("hydra/sweeper=optuna", "k=int(interval(1,4))", *options)
+    assert not Path("s").exists()
+
+
 def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in("sbatch", "echo '17;cluster'")
     assert submit("k=2,4,8") == 0

@@ -5,6 +5,7 @@ The cluster is the one that SLURM_CONF names: `eval "$(scripts/slurm/up)"`.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 pytestmark = pytest.mark.slurm
@@ -209,6 +211,55 @@ def test_cancelled_and_submitted_again(sweep: Any, finished: Any, words: Any, ou
     assert f"resuming {run.first} from step-{saved:09d}.ckpt" in run.console()
     for k in (2, 8):
         assert outcome(run.path / f"k={k}").differs_from(finished(words("pca_autoencoder", f"k={k}", long))) == []
+
+
+def test_a_search_in_batches(sweep: Any) -> None:
+    space = ["hydra/sweeper=optuna", "k=int(interval(1,16))", "hydra.sweeper.n_trials=4"]
+    search = sweep("search", space, "wait=true", "batch=2", "poll_seconds=0.5")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "lab", "-m", *search.words, *search.launcher, f"hydra.sweep.dir={search.path}"],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    search.wait_for(lambda: waiting.poll() is not None or (search.path / "jobs.json").exists(), "submitted")
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130, said
+    assert "the jobs go on" in said
+
+    said = search.submit()
+    assert "4 of 4 runs finished" in said
+    jobs = list(json.loads((search.path / "jobs.json").read_text()).values())
+    assert len(jobs) == 2, "the two trials that went on while nobody waited were not submitted again"
+    assert [found.read_text().strip() for found in sorted(search.path.glob("*/slurm_job"))] == [
+        f"{job}_{index}" for job in jobs for index in (0, 1)
+    ]
+    with (search.path / "results.csv").open() as file:
+        objectives = [float(row["objective"]) for row in csv.DictReader(file)]
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{search.path / 'study.db'}")
+    assert [trial.value for trial in study.trials] == objectives
+
+
+def test_a_search_stops_a_trial_that_falls_behind(sweep: Any) -> None:
+    """The seed proposes the wide bottleneck first; the narrow one can only be worse at every step."""
+    space = ["hydra/sweeper=optuna", "k=2,12", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler=random"]
+    pruning = ["hydra.sweeper.pruner=median", "hydra.sweeper.startup_trials=1", "hydra.sweeper.seed=5"]
+    long = ["trainer.max_steps=4000", "callbacks.checkpoints.keep=2"]
+    search = sweep("pruned", [*space, *pruning, *long], "wait=true", "batch=1", "poll_seconds=0.2")
+    assert "trial-0001: pruned" in search.submit()
+    assert re.search(r"trial-0001 +failed +\d+_0 .*cancelled", search.status())
+    assert "SIGTERM: saved at step" in (search.path / "trial-0001/console.log").read_text()
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{search.path / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+
+
+def test_a_search_in_which_nothing_can_run_ends(sweep: Any) -> None:
+    space = ["hydra/sweeper=optuna", "k=2,4", "hydra.sweeper.n_trials=6"]
+    search = sweep("broken", space, "python=/nowhere/python", "wait=true", "batch=2", "poll_seconds=0.5")
+    lab("-m", *search.words, *search.launcher, f"hydra.sweep.dir={search.path}", code=1)
+    assert "2 runs: 2 failed" in search.status()
 
 
 def test_over_the_time_limit(sweep: Any) -> None:

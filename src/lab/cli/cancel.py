@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from lab.cli.arguments import Arguments
@@ -25,9 +24,7 @@ def main(argv: list[str]) -> int:
     if not live:
         print(f"{sweep}: nothing is queued or running")
         return HOLDS
-    done = subprocess.run(["scancel", *(job.id for job in live.values())], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Refusal(f"scancel: {' '.join(done.stderr.split())}")
+    queue.cancel(live.values())
     for name, job in live.items():
         print(f"cancelled {job.id:<10} {job.state.lower():<10} {name}")
     return HOLDS

@@ -55,6 +55,8 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
 def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
     from lab.sweep.search import corners, space_of
 
+    if not launcher.reports:
+        raise Refusal("a search needs the results of its trials: hydra.launcher.wait=true, dry_run=false")
     space, fixed = space_of(texts)
     composer = Composer()
     for values in corners(space):

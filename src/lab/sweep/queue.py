@@ -102,6 +102,11 @@ def jobs(sweep: Path) -> dict[str, Job]:
     return found
 
 
+def cancel(jobs: Iterable[Job]) -> None:
+    """Take jobs off the cluster; what runs saves first."""
+    _ask("scancel", *(job.id for job in jobs))
+
+
 def _newest(one: str, other: str) -> str:
     return max(one, other, key=lambda job: int(job.partition("_")[0] or 0))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab import compose
@@ -192,14 +193,49 @@ class _Trials:
         return exit_code(progress.codes)
 
     def run_in_batches(self, launcher: Any) -> int:
-        """Through a launcher that takes points and waits for all of them."""
-        codes = []
-        while self.left:
-            batch = [self.next() for _ in range(min(self.left, launcher.batch))]
-            codes.append(launcher.run(self.sweep, [point for _, point in batch]))
-            for trial, point in batch:
-                self.tell(trial, point, pruned=False)
-        return max(codes, default=HOLDS)
+        """Through a launcher that takes points and waits for all of them, each batch made with the results before it.
+
+        A batch of which no trial comes to an end is the last: the trials after it would fare no better.
+        """
+        progress = Progress(self.search.n_trials, launcher.batch, self.search.n_trials - self.left)
+        code = HOLDS
+        try:
+            while self.left:
+                batch = {point.name: (trial, point) for trial, point in self._batch(launcher)}
+                pruned: set[str] = set()
+                if left := [point for _, point in batch.values() if not RunDir(self.sweep.folder(point)).finished]:
+                    code = launcher.run(self.sweep, left, progress, self._pruning(batch, pruned))
+                if code == 128 + signal.SIGINT:
+                    return code
+                for name, (trial, point) in batch.items():
+                    self.tell(trial, point, pruned=name in pruned)
+                if not pruned and not any(RunDir(self.sweep.folder(point)).finished for _, point in batch.values()):
+                    print(
+                        f"lab: none of {', '.join(batch)} came to an end; lab status {self.sweep.path}", file=sys.stderr
+                    )
+                    return code
+        finally:
+            progress.close()
+        return code
+
+    def _pruning(
+        self, batch: Mapping[str, tuple[Trial, Point]], pruned: set[str]
+    ) -> Callable[[set[str]], set[str]] | None:
+        """Which of the runs of these names are to be stopped; they are added to `pruned`."""
+        if self.search.pruner == "none":
+            return None
+
+        def to_stop(running: set[str]) -> set[str]:
+            pruned.update(name for name in running - pruned if self._is_behind(*batch[name]))
+            return pruned
+
+        return to_stop
+
+    def _batch(self, launcher: Any) -> list[tuple[Trial, Point]]:
+        batch = [self.next() for _ in range(min(self.left, launcher.batch))]
+        for _, point in batch:
+            launcher.check(point.cfg)
+        return batch
 
     def _end(
         self,
@@ -215,11 +251,10 @@ class _Trials:
 
     def _to_prune(self, running: Mapping[Job, tuple[Trial, Point]], pruned: set[Job]) -> list[Job]:
         """Running trials whose logged objective is worse than the pruner allows."""
-        return [
-            job
-            for job, (trial, point) in running.items()
-            if job not in pruned and self._report(trial, point) and trial.should_prune()
-        ]
+        return [job for job, (trial, point) in running.items() if job not in pruned and self._is_behind(trial, point)]
+
+    def _is_behind(self, trial: Trial, point: Point) -> bool:
+        return self._report(trial, point) and trial.should_prune()
 
     def _report(self, trial: Trial, point: Point) -> bool:
         history = results.metrics(RunDir(self.sweep.folder(point)).metrics)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -64,6 +64,7 @@ class Slurm:
         signal_seconds: how long before the end a run is told to save and queue again; 0: never.
         wait: until all jobs have ended, and report.
         poll_seconds: between two looks at the queue.
+        batch: trials of a search that are proposed and submitted together.
         dry_run: write the scripts and submit nothing.
     """
 
@@ -85,6 +86,7 @@ class Slurm:
         signal_seconds: NonNegativeInt = 90,
         wait: bool = False,
         poll_seconds: Positive = 5.0,
+        batch: PositiveInt = 8,
         dry_run: bool = False,
     ) -> None:
         self.asked = {
@@ -93,7 +95,7 @@ class Slurm:
         self.cpus_per_task, self.gpus_per_node, self.gpu_type = cpus_per_task, gpus_per_node, gpu_type
         self.options, self.setup, self.python = list(options or []), list(setup or []), python
         self.max_running, self.signal_seconds = max_running, signal_seconds
-        self.wait, self.poll_seconds, self.dry_run = wait, poll_seconds, dry_run
+        self.wait, self.poll_seconds, self.batch, self.dry_run = wait, poll_seconds, batch, dry_run
 
     @property
     def reports(self) -> bool:
@@ -115,8 +117,21 @@ class Slurm:
             )
         check_machine(cfg, elsewhere=True)
 
-    def run(self, sweep: Sweep, points: list[Point]) -> int:
-        """Freeze and submit the points that are not in the queue already; returns the sweep's exit code."""
+    def run(
+        self,
+        sweep: Sweep,
+        points: list[Point],
+        progress: Progress | None = None,
+        to_stop: Callable[[set[str]], set[str]] | None = None,
+    ) -> int:
+        """Freeze and submit the points that are not in the queue already; returns the sweep's exit code.
+
+        Args:
+            sweep: which they belong to.
+            points: what is to be executed.
+            progress: of a search, where this is one batch of several.
+            to_stop: asked, while waiting, which of the runs that still run are to be cancelled.
+        """
         known = queue.jobs(sweep.path)
         live = {name for name, job in known.items() if job.live}
         new = [point for point in points if point.name not in live]
@@ -136,7 +151,16 @@ class Slurm:
         print(
             f"follow: lab status {sweep.path}   output: {sweep.path}/<run>/console.log   stop: lab cancel {sweep.path}"
         )
-        return self._wait_for(sweep, points) if self.wait else HOLDS
+        if not self.wait:
+            return HOLDS
+        if progress is not None:
+            return self._wait_for(sweep, points, progress, to_stop)
+        before = len(sweep.points) - len(points)
+        progress = Progress(len(sweep.points), self.max_running or len(points), before)
+        try:
+            return self._wait_for(sweep, points, progress)
+        finally:
+            progress.close()
 
     def _freeze(self, sweep: Sweep, points: Sequence[Point]) -> None:
         """Write down what each run is and which code it was submitted with: later edits change nothing unnoticed."""
@@ -213,29 +237,36 @@ class Slurm:
         ]
         return "".join(f"{line}\n" for line in lines)
 
-    def _wait_for(self, sweep: Sweep, points: Sequence[Point]) -> int:
-        before = len(sweep.points) - len(points)
-        progress = Progress(len(sweep.points), self.max_running or len(points), before)
+    def _wait_for(
+        self,
+        sweep: Sweep,
+        points: Sequence[Point],
+        progress: Progress,
+        to_stop: Callable[[set[str]], set[str]] | None = None,
+    ) -> int:
         waiting = {point.name for point in points}
+        stopped: set[str] = set()
         try:
             while waiting:
                 time.sleep(self.poll_seconds)
                 try:
-                    live = {name for name, job in queue.jobs(sweep.path).items() if job.live}
+                    live = {name: job for name, job in queue.jobs(sweep.path).items() if job.live}
+                    if to_stop and (chosen := to_stop(waiting & live.keys()) & live.keys() - stopped):
+                        queue.cancel([live[name] for name in chosen])
+                        stopped |= chosen
                 except Refusal as refusal:  # a controller that restarts is no reason to give up
                     print(f"lab: {refusal}", file=sys.stderr)
                     continue
-                for name in sorted(waiting - live):
+                for name in sorted(waiting - live.keys()):
                     run = RunDir(sweep.path / name)
-                    progress.ended(
-                        name, (HOLDS if run.read_verdict()["holds"] else REFUTED) if run.finished else CRASHED
-                    )
-                waiting &= live
+                    if run.finished:
+                        progress.ended(name, HOLDS if run.read_verdict()["holds"] else REFUTED)
+                    else:
+                        progress.ended(name, *((HOLDS, "pruned") if name in stopped else (CRASHED,)))
+                waiting &= live.keys()
         except KeyboardInterrupt:
             print(f"\nlab: the jobs go on; lab status {sweep.path}, lab cancel {sweep.path}", file=sys.stderr)
             return 128 + signal.SIGINT
-        finally:
-            progress.close()
         return exit_code(progress.codes)
 
 
