@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
 from lab import paths
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal
+from lab.launch import on_stop
 from lab.machine import check_machine
 from lab.provenance import SUBMITTED, code, tree_diff
 from lab.rundir import RunDir, write_atomically
@@ -247,27 +249,35 @@ class Slurm:
         waiting = {point.name for point in points}
         stopped: set[str] = set()
         try:
-            while waiting:
-                time.sleep(self.poll_seconds)
-                try:
-                    live = {name: job for name, job in queue.jobs(sweep.path).items() if job.live}
-                    if to_stop and (chosen := to_stop(waiting & live.keys()) & live.keys() - stopped):
-                        queue.cancel([live[name] for name in chosen])
-                        stopped |= chosen
-                except Refusal as refusal:  # a controller that restarts is no reason to give up
-                    print(f"lab: {refusal}", file=sys.stderr)
-                    continue
-                for name in sorted(waiting - live.keys()):
-                    run = RunDir(sweep.path / name)
-                    if run.finished:
-                        progress.ended(name, HOLDS if run.read_verdict()["holds"] else REFUTED)
-                    else:
-                        progress.ended(name, *((HOLDS, "pruned") if name in stopped else (CRASHED,)))
-                waiting &= live.keys()
+            with on_stop(_interrupt):
+                while waiting:
+                    time.sleep(self.poll_seconds)
+                    try:
+                        live = {name: job for name, job in queue.jobs(sweep.path).items() if job.live}
+                        if to_stop and (chosen := to_stop(waiting & live.keys()) & live.keys() - stopped):
+                            queue.cancel([live[name] for name in chosen])
+                            stopped |= chosen
+                    except Refusal as refusal:  # a controller that restarts is no reason to give up
+                        print(f"lab: {refusal}", file=sys.stderr)
+                        continue
+                    for name in sorted(waiting - live.keys()):
+                        progress.ended(name, *_outcome(RunDir(sweep.path / name), stopped=name in stopped))
+                    waiting &= live.keys()
         except KeyboardInterrupt:
             print(f"\nlab: the jobs go on; lab status {sweep.path}, lab cancel {sweep.path}", file=sys.stderr)
             return 128 + signal.SIGINT
         return exit_code(progress.codes)
+
+
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _outcome(run: RunDir, *, stopped: bool) -> tuple[int, str]:
+    """(exit code, what to say in its place) of a run whose job has ended."""
+    if run.finished:
+        return (HOLDS if run.read_verdict()["holds"] else REFUTED), ""
+    return (HOLDS, "pruned") if stopped else (CRASHED, "")
 
 
 def submit(script: Path) -> str:
