@@ -38,7 +38,7 @@ _NARROWED: dict[str, dict[str, Any]] = {
         "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
         "devices": PositiveInt | list[NonNegativeInt] | Literal["auto"],
         "num_nodes": PositiveInt,
-        "strategy": Literal["auto", "ddp"],
+        "strategy": Literal["auto", "ddp", "fsdp"],
         "precision": Literal["32-true", "64-true", "bf16-mixed", "bf16-true"],  # float16 needs a gradient scaler
         "max_steps": Annotated[int, at.Ge(1), at.Le(10**12)],
         "log_every_n_steps": PositiveInt,

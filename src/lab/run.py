@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -68,7 +68,10 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             with trainer.init_module():
                 model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            return _conclude(run, cfg, trainer, claims, started, edited) if rank == 0 else _stopped(trainer)
+            whole = _gathered(cfg, trainer)
+            if rank:
+                return _stopped(trainer)
+            return _conclude(run, cfg, trainer, whole, claims, started, edited)
         except BaseException as error:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
             if _is_out_of_memory(error):
@@ -83,7 +86,11 @@ def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, c
         loggers = [MetricsFile(run.metrics, resumed_at)]
         loggers += [_made(cfg, f"logger.{name}", id=cfg.id, save_dir=str(run.path)) for name in cfg.logger]
     options: dict[str, Any] = {}
-    if world_size(cfg) > 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
+    if (ranks := world_size(cfg)) == 1:
+        options["strategy"] = "auto"
+    elif cfg.trainer.get("strategy", "auto") == "fsdp":  # one whole checkpoint, which AtomicCheckpointIO seals
+        options["strategy"] = ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    else:
         # buffers are computed alike on every rank, there is nothing to broadcast at each forward
         options["strategy"] = DDPStrategy(broadcast_buffers=False)
     trainer: pl.Trainer = _made(
@@ -194,15 +201,33 @@ class _BeforeTraining(pl.Callback):
                 )
 
 
+def _gathered(cfg: DictConfig, trainer: pl.Trainer) -> pl.LightningModule:
+    """The trained model, whole on rank 0; every rank takes part where its weights are spread over them."""
+    model = trainer.lightning_module
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not _stopped(trainer):
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            with trainer.init_module():
+                model = _made(cfg, "model")
+            model.load_state_dict(state)
+    return model
+
+
 def _conclude(
-    run: RunDir, cfg: DictConfig, trainer: pl.Trainer, claims: dict[str, Any], started: float, edited: str
+    run: RunDir,
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    claims: dict[str, Any],
+    started: float,
+    edited: str,
 ) -> int:
     if code := _stopped(trainer):
         stopped = signal.Signals(code - 128).name
         log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
         _finish_loggers(trainer, code)
         return code
-    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule  # type: ignore[attr-defined]
     where = str(trainer.strategy.root_device)
     model.to("cpu")
     data.place(torch.device("cpu"))

@@ -131,8 +131,12 @@ def test_a_sweep_is_an_array(sweep: Any) -> None:
     assert "resuming" in (array.path / "k=4,seed=1/console.log").read_text()
 
 
-def test_two_nodes_train_what_one_process_does(sweep: Any, finished: Any, words: Any, outcome: Any) -> None:
-    nodes = sweep("nodes", ["trainer.num_nodes=2"], "wait=true", "poll_seconds=0.5")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_nodes_train_what_one_process_does(
+    strategy: str, sweep: Any, finished: Any, words: Any, outcome: Any
+) -> None:
+    spread = ["trainer.num_nodes=2", f"trainer.strategy={strategy}"]
+    nodes = sweep("nodes", spread, "wait=true", "poll_seconds=0.5")
     nodes.submit()
     run, one = outcome(nodes.first), finished(words("pca_autoencoder"))
     assert run.verdict["provenance"]["world_size"] == 2
