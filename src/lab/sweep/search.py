@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +82,7 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # a line for every trial
         study = optuna.create_study(
             storage=f"sqlite:///{sweep.path / STUDY}",
             study_name=sweep.path.name,

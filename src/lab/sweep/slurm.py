@@ -150,15 +150,14 @@ class Slurm:
             print(f"submitted {len(names)} runs as job {job}: {script}")
         if self.dry_run:
             return HOLDS
+        if progress is not None:
+            return self._wait_for(sweep, points, progress, to_stop)
         print(
             f"follow: lab status {sweep.path}   output: {sweep.path}/<run>/console.log   stop: lab cancel {sweep.path}"
         )
         if not self.wait:
             return HOLDS
-        if progress is not None:
-            return self._wait_for(sweep, points, progress, to_stop)
-        before = len(sweep.points) - len(points)
-        progress = Progress(len(sweep.points), self.max_running or len(points), before)
+        progress = Progress(len(sweep.points), self.max_running or len(points), len(sweep.points) - len(points))
         try:
             return self._wait_for(sweep, points, progress)
         finally:
