@@ -14,8 +14,10 @@ from lab.rundir import RunDir, write_atomically
 from lab.sweep.local import CONSOLE
 from lab.sweep.plan import read_record
 
-State = Literal["done", "running", "failed", "waiting"]
+State = Literal["done", "running", "failed", "pruned", "waiting"]
 RESULTS = "results.csv"
+PRUNED = "pruned"
+"""The file in the run directory of a trial that a search gave up: says why."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
             return Row(name, values, path, "waiting")
         if run.is_held():
             return Row(name, values, path, "running")
+        if (path / PRUNED).exists():
+            return Row(name, values, path, "pruned", reason=_last_line(path / PRUNED))
         return Row(name, values, path, "failed", reason=_last_line(path / CONSOLE))
     verdict = run.read_verdict()
     claims = verdict["claims"]
