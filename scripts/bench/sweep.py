@@ -9,7 +9,8 @@ the machine disturb less. joblib's launcher is left out where it is not installe
 
 The second table is linear_regression as it stands, 32 and 64 seeds. `ratio` is a sweep's time, from Enter to its
 figure, over 1 import + points × fit / n_jobs, with the import and the fit of a run alone (the `seconds` of its verdict:
-data, training and judging; composing and the run's figure are on top). The goal is at most 1.3. `CPU` is the same of
+data, training and judging; composing and the run's figure are on top). The goal is at most 1.3. `at once` is the same
+with the fit of n_jobs such runs at once, which share the machine's memory as those of a sweep do, and `CPU` the same of
 processor seconds, where a run's is all that it uses after the import.
 """
 
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -141,34 +143,40 @@ def main() -> None:
 
 
 def _linear_regression(*, quick: bool, n_jobs: int = 2) -> dict[str, list[Cost]]:
-    """Sweeps of 32 and 64 points, once each, between runs alone; prints the table."""
+    """Sweeps of 32 and 64 points, once each, between runs without a sweep; prints the table."""
     overrides = [*WORK, *QUICK] if quick else WORK
-    found: dict[str, list[Cost]] = {"import": [], "a run alone": []}
-    fits = []
+    sweeps = {f"{points} seeds": points for points in ((2, 4) if quick else (32, 64))}
+    found: dict[str, list[Cost]] = {name: [] for name in ("import", "fit alone", "fit, at once", *sweeps)}
 
     def yardsticks() -> None:
-        whole, fit = alone(overrides)
-        found["a run alone"].append(whole)
         found["import"].append(python(["-c", IMPORT]))
-        fits.append(fit)
+        load = found["import"][-1].cpu
+        whole, fit = alone(overrides)
+        found["fit alone"].append(Cost(fit, whole.cpu - load))
+        before = sum(os.times()[2:4])
+        with ThreadPoolExecutor(n_jobs) as pool:
+            fits = [fit for _, fit in pool.map(alone, [overrides] * n_jobs)]
+        spent = sum(os.times()[2:4]) - before
+        found["fit, at once"].append(Cost(statistics.mean(fits), spent / n_jobs - load))
 
     yardsticks()
-    sweeps = {f"{points} seeds": points for points in ((2, 4) if quick else (32, 64))}
     for name, points in sweeps.items():
         found[name] = [sweep(ours, [*overrides, f"hydra.launcher.n_jobs={n_jobs}"], points)]
         yardsticks()
-    load, run = (Cost(*map(statistics.median, zip(*found[name], strict=True))) for name in ("import", "a run alone"))
-    fit = statistics.median(fits)
-    rows = [
-        [name, *(common.spread(seconds, 1) for seconds in zip(*found[name], strict=True)), "", ""] for name in found
-    ]
-    for row in rows:
-        if points := sweeps.get(row[0], 0):
-            took = found[row[0]][0]
-            row[3] = f"{took.wall / (load.wall + points * fit / n_jobs):.2f}"
-            row[4] = f"{took.cpu / (load.cpu + points * (run.cpu - load.cpu)):.2f}"
-    rows.insert(2, ["its fit", common.spread(fits, 1), "", "", ""])
-    print(common.table([f"linear_regression, {n_jobs} at once", "seconds", "CPU s", "ratio", "CPU"], rows))
+    load, one, pair = (
+        Cost(*map(statistics.median, zip(*seconds, strict=True))) for seconds in list(found.values())[:3]
+    )
+    rows = []
+    for name, costs in found.items():
+        wall, cpu = zip(*costs, strict=True)
+        ratios = ["", "", ""]
+        if points := sweeps.get(name, 0):
+            expected = (load.wall + points * fit / n_jobs for fit in (one.wall, pair.wall))
+            ratios = [f"{wall[0] / seconds:.2f}" for seconds in expected]
+            ratios.append(f"{cpu[0] / (load.cpu + points * pair.cpu):.2f}")
+        rows.append([name, common.spread(wall, 1), common.spread(cpu, 1), *ratios])
+    head = [f"linear_regression, {n_jobs} at once", "seconds", "CPU s", "ratio", "at once", "CPU"]
+    print(common.table(head, rows))
     return found
 
 
