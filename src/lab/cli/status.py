@@ -8,7 +8,7 @@ from lab.cli.arguments import Arguments
 from lab.errors import HOLDS
 from lab.sweep import results
 
-_ORDER: tuple[results.State, ...] = ("failed", "running", "queued", "waiting", "done")
+_ORDER: tuple[results.State, ...] = ("failed", "running", "queued", "waiting", "pruned", "done")
 
 
 def main(argv: list[str]) -> int:

@@ -15,8 +15,10 @@ from lab.sweep import queue
 from lab.sweep.local import CONSOLE
 from lab.sweep.plan import read_record
 
-State = Literal["done", "running", "queued", "failed", "waiting"]
+State = Literal["done", "running", "queued", "failed", "pruned", "waiting"]
 RESULTS = "results.csv"
+PRUNED = "pruned"
+"""The file in the run directory of a trial that a search gave up: says why."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def collect(sweep: Path) -> list[Row]:
 def _with_job(row: Row, job: queue.Job) -> Row:
     """What SLURM knows better than the run directory: whether a run waits or runs, and what ended it."""
     row = replace(row, job=job.id)
-    if row.state == "done":
+    if row.state in ("done", "pruned"):
         return row
     if job.live:
         return replace(row, state="queued" if job.pending else "running", reason=job.why)
@@ -72,6 +74,8 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
             return Row(name, values, path, "waiting")
         if run.is_held():
             return Row(name, values, path, "running")
+        if (path / PRUNED).exists():
+            return Row(name, values, path, "pruned", reason=_last_line(path / PRUNED))
         return Row(name, values, path, "failed", reason=_last_line(path / CONSOLE))
     verdict = run.read_verdict()
     claims = verdict["claims"]
