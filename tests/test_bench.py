@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "loop", "solvers", "startup"):
+    for name in ("_common", "loop", "solvers", "startup", "sweep"):
         sys.modules.pop(name, None)
 
 
@@ -110,3 +110,12 @@ def test_the_stages_of_a_start_come_in_order(tmp_path: Path) -> None:
     assert len(times) == len(startup.STAGES)
     assert times == sorted(times)
     assert times[0] > 0
+
+
+@pytest.mark.integration
+def test_every_launcher_judges_every_point() -> None:
+    sweep = module("sweep")
+    for n_jobs in (1, 2):
+        for command, at_once in sweep.launchers(n_jobs).values():
+            wall, cpu = sweep.sweep(command, [*sweep.TINY, "trainer.max_steps=2", *at_once], 3)
+            assert min(wall, cpu) > 0

@@ -171,9 +171,15 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("trainer.devices=two", ["trainer.devices=two"]),
         ("trainer.devices=[0]", ["trainer.devices=[0]", "1..2"]),
         ("trainer.accelerator=gpu", ["trainer.accelerator=gpu", "cpu, auto"]),
-        ("trainer.num_nodes=2", ["trainer.num_nodes=2", "allowed: 1"]),
+        ("trainer.num_nodes=0", ["trainer.num_nodes=0", "≥ 1"]),
+        ("trainer.num_nodes=2", ["trainer.num_nodes=2", "hydra/launcher=slurm"]),
         ("trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
         ("trainer.accumulate_grad_batches=2", ["trainer.accumulate_grad_batches=2", "set by the lab"]),
+        ("trainer.strategy=dpd", ["trainer.strategy=dpd", "auto, ddp, fsdp"]),
+        (
+            "trainer.strategy=fsdp trainer.precision=64-true",
+            ["64-true is not allowed with trainer.strategy=fsdp"],
+        ),
         ("trainer.accelerator=cpuu", ["trainer.accelerator=cpuu", "did you mean 'cpu'?"]),
     ],
 )
@@ -192,6 +198,7 @@ def test_what_is_wrong_is_refused(override: str, words: list[str]) -> None:
         ("model.nets.extra=3", ["model.nets.extra=3", "a lab.nets.linear.ReplicatedLinear"]),
         ("model.nets=null", ["model.nets=null", "a mapping"]),
         ("model.nets.tall._target_=lab.nets.autoencoder.OrderedAutoencoder", ["model.nets.tall._target_="]),
+        ("trainer.strategy=fsdp", ["trainer.strategy=fsdp is not allowed: LeastSquares needs its weights whole"]),
         ("model.steps=5", ["unknown key model.steps=5", "takes nets, optimizer, record"]),
     ],
 )

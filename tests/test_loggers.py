@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,21 @@ def test_resumed_metrics_file_drops_the_steps_to_come_and_the_torn_row(tmp_path:
     file.log_metrics({"loss": 1.0}, 100)
     file.save()
     assert path.read_text().split() == ["step,loss", "0,3.0", "50,2.0", "100,1.0"]
+
+
+def test_rows_are_seen_by_others_within_moments_and_without_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    for first in (0, 2):
+        for step in (first, first + 1):
+            file.log_metrics({"loss": 0.5}, step)
+        assert f"\n{first}," not in path.read_text(), "rows are written together"
+        deadline = time.monotonic() + 10
+        while f"\n{first + 1}," not in path.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert path.read_text().split() == ["step,loss", *(f"{step},0.5" for step in range(4))]
+    assert MetricsFile(path, resumed_at=2).path.read_text().split() == ["step,loss", "0,0.5", "1,0.5"]
 
 
 @pytest.mark.parametrize("left", ["", "step,loss\n", "step,loss\n100,1.5\n", "st"])

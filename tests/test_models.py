@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.data.digits import CentredImages
 from lab.data.gaussian_regression import Design, GaussianRegression
 from lab.errors import Refusal
 from lab.models.least_squares import LeastSquares
 from lab.models.reconstruction import Reconstruction, nested_error, reconstruction_error, tied_error
+from lab.models.stepped import SteppedModule
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
 from lab.nets.linear import ReplicatedLinear
 
@@ -48,6 +50,57 @@ def fit(model: pl.LightningModule, data: pl.LightningDataModule, steps: int) -> 
     )
     trainer.fit(model, datamodule=data)
     return trainer
+
+
+class Layered(SteppedModule):
+    """Networks as they come: layers in a list, networks in a dictionary, one without weights."""
+
+    def __init__(self) -> None:
+        super().__init__(SGD)
+        self.net = nn.Module()
+        self.net.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2))
+        self.net.head = nn.Linear(4, 2, bias=False)
+        self.nets = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False)})
+        self.activation = nn.ReLU()
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[Any]:
+    """The mesh of rank 0 of 2, of which the other answers nothing."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    torch.distributed.destroy_process_group()
+
+
+def test_every_network_is_split_over_the_ranks_layer_by_layer(two_ranks: Any) -> None:
+    model: Any = Layered()
+    model.configure_model()
+    assert type(model.net.head.weight) is nn.Parameter, "only a strategy that splits gives a mesh"
+    model._device_mesh = two_ranks
+    model.configure_model()
+    assert {name: tuple(p.to_local().shape) for name, p in model.named_parameters()} == {
+        "net.layers.0.weight": (2, 4),
+        "net.layers.1.weight": (2, 4),
+        "net.head.weight": (1, 2 * 2),
+        "nets.a.weight": (2, 4),
+    }
+    together = [name for name, module in model.named_modules() if isinstance(module, torch.distributed.fsdp.FSDPModule)]
+    assert together == ["net", "net.layers.0", "net.layers.1", "nets.a"]
+
+
+def test_what_cannot_be_split_is_refused(two_ranks: Any) -> None:
+    model: Any = Layered()
+    model._device_mesh = two_ranks
+    model.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(Refusal, match="the model has weights outside its networks"):
+        model.configure_model()
+    _, model = regression()
+    model._device_mesh = two_ranks
+    with pytest.raises(Refusal, match="LeastSquares needs its weights whole"):
+        model.configure_model()
 
 
 # ------------------------------------------------------------------------------------------------------- reconstruction

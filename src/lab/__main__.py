@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lab.errors import REFUSED, Refusal, nearest
 
-VERBS = ("list", "show", "verify", "record", "compare", "reproduce", "sample")
+VERBS = ("list", "show", "verify", "record", "status", "cancel", "compare", "reproduce", "sample")
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ _NARROWED: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
         "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
         "devices": PositiveInt | list[NonNegativeInt] | Literal["auto"],
-        "num_nodes": Literal[1],  # several nodes need a launcher that starts ranks on each
-        "strategy": Literal["auto", "ddp"],
+        "num_nodes": PositiveInt,
+        "strategy": Literal["auto", "ddp", "fsdp"],
         "precision": Literal["32-true", "64-true", "bf16-mixed", "bf16-true"],  # float16 needs a gradient scaler
         "max_steps": Annotated[int, at.Ge(1), at.Le(10**12)],
         "log_every_n_steps": PositiveInt,

@@ -16,6 +16,7 @@ from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_parts, 
 from lab.errors import Refusal, nearest
 from lab.machine import check_machine
 from lab.rundir import FIGURE
+from lab.signature.checks import Part
 from lab.types import NonEmptyStr, PositiveInt
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
     for key in sorted(config, key=lambda key: key != "trainer"):  # other nodes refer to max_steps: it is named itself
         (check_group if key in (*_NODES, *_GROUPS) else walk)(key, config[key], raw[key])
     check_parts(config, raw)
+    _check_strategy(config["trainer"], config["model"])
     _check_objective(config["objective"], config["claims"])
     controls: dict[str, Any] = config["controls"]
     return controls
@@ -147,6 +149,20 @@ def _check_group(group: str, nodes: Any) -> None:
         if not isinstance(node, dict) or "_target_" not in node:
             others = [f"{group}.{n}" for n, other in nodes.items() if isinstance(other, dict) and "_target_" in other]
             raise Refusal(f"{group}.{name}={shown(node)} has no _target_{nearest(f'{group}.{name}', others)}")
+
+
+def _check_strategy(trainer: dict[str, Any], model: dict[str, Any]) -> None:
+    """Refuse to split the weights of what cannot be trained so."""
+    if trainer.get("strategy") != "fsdp":
+        return
+    if not getattr(Part(model), "splits", True):
+        name = model["_target_"].rpartition(".")[2]
+        raise Refusal(f"trainer.strategy=fsdp is not allowed: {name} needs its weights whole; allowed: auto, ddp")
+    if trainer.get("precision") == "64-true":
+        raise Refusal(
+            "trainer.precision=64-true is not allowed with trainer.strategy=fsdp; "
+            "allowed: 32-true, bf16-mixed, bf16-true"
+        )
 
 
 def _check_objective(objective: str | None, claims: dict[str, Any]) -> None:

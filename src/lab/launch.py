@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from types import FrameType
 from omegaconf import DictConfig, OmegaConf
 
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
-from lab.machine import world_size
+from lab.machine import ranks_per_node, world_size
 from lab.paths import OUTPUTS
 from lab.rundir import MEETING, RunDir
 
@@ -43,15 +44,15 @@ def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: boo
         made = [folder for folder in (run.path, *run.path.parents) if not os.path.lexists(folder)]
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock() as lock:
-            continued = run.freeze(cfg, list(overrides))
+            frozen = run.freeze(cfg, list(overrides))
             if run.finished:
                 return report_finished(run)
-            checkpoint = _checkpoint(run, continued)
+            checkpoint = _checkpoint(run, frozen and run.log.exists())  # a submitted run is frozen, not begun
             try:
                 code, refusal = _execute(run, checkpoint, cfg, lock, fresh_process=fresh_process), None
             except Refusal as error:
                 code, refusal = REFUSED, error
-            if code == REFUSED and not continued and not run.checkpoints.exists():
+            if code == REFUSED and not frozen and not run.checkpoints.exists():
                 run.discard(made)
             if refusal is not None:
                 raise refusal
@@ -61,6 +62,8 @@ def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: boo
 def _execute(run: RunDir, checkpoint: Path | None, cfg: DictConfig, lock: int, *, fresh_process: bool) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # read when torch is loaded
     ranks = world_size(cfg)
+    if ranks > ranks_per_node(cfg):
+        return _execute_on_nodes(run, checkpoint)
     if ranks > 1 or fresh_process:
         return _execute_ranks(run, checkpoint, ranks, lock)
     with on_stop(leave):
@@ -141,6 +144,14 @@ def _stops_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def redirect(output: Path) -> None:
+    """Send what this process and its children print to the end of a file."""
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
 def end_with_parent(alive: int) -> None:
     """Kill this process when the other end of the pipe `alive` is gone, however its owner ended."""
     os.read(alive, 1)  # nothing is ever written
@@ -171,20 +182,16 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
     try:
         with on_stop(forward):
             with _stops_held_back():
-                for rank in range(ranks):
-                    with contextlib.ExitStack() as files:
-                        log = None if rank == 0 else files.enter_context((run.path / f"rank{rank}.log").open("ab"))
-                        processes.append(
-                            subprocess.Popen(
-                                command,
-                                env=environment | {"LOCAL_RANK": str(rank)},
-                                stdin=subprocess.DEVNULL,
-                                stdout=log,
-                                stderr=log,
-                                pass_fds=(alive_read, lock),
-                                start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `forward` alone
-                            )
-                        )
+                processes += [
+                    subprocess.Popen(
+                        command,
+                        env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=(alive_read, lock),
+                        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `forward` alone
+                    )
+                    for rank in range(ranks)
+                ]
             return _wait(processes, run)
     finally:
         for process in processes:
@@ -194,6 +201,42 @@ def _execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int) 
         meeting.cleanup()
         os.close(alive_read)
         os.close(alive_write)
+
+
+def _execute_on_nodes(run: RunDir, checkpoint: Path | None) -> int:
+    """One rank a task of this SLURM job, by srun, which kills all of them when one dies or the job ends."""
+    job = os.environ["SLURM_JOB_ID"]
+    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+    environment.setdefault("MASTER_ADDR", _own_address())
+    environment.setdefault("MASTER_PORT", str(20_000 + int(job) % 12_000))  # below the ports that are lent to clients
+    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+        environment["SRUN_CPUS_PER_TASK"] = cores  # srun no longer takes it from the job
+    command = ["srun", "--kill-on-bad-exit=1", "--input=none", sys.executable, "-m", "lab.worker"]
+    told = 0
+
+    def tell(signum: int, _frame: object) -> None:
+        nonlocal told
+        told = signum
+        # not through srun, which answers SIGTERM by killing its tasks at once
+        subprocess.run(["scancel", "--signal=TERM", job], check=False)
+
+    with on_stop(tell):
+        code = subprocess.Popen([*command, str(run.path), str(checkpoint or "")], env=environment).wait()
+    if run.finished:  # srun gives the highest code of all ranks, some of which it may have killed
+        return HOLDS if run.read_verdict()["holds"] else REFUTED
+    if told:
+        return 128 + told
+    return code if 0 < code < 128 else CRASHED
+
+
+def _own_address() -> str:
+    """A name of this node that the others can resolve: SLURM's, unless only SLURM knows it."""
+    name = os.environ.get("SLURMD_NODENAME", "")
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return socket.gethostname()
+    return name
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], run: RunDir) -> int:

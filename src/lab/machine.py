@@ -25,15 +25,23 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def check_machine(cfg: DictConfig) -> None:
-    """Refuse what this machine cannot do: devices, batches over them, data files, the output folder."""
+def check_machine(cfg: DictConfig, *, nodes: int = 1, elsewhere: bool = False) -> None:
+    """Refuse what this machine cannot do: devices, batches over them, data files, the output folder.
+
+    Args:
+        cfg: composed.
+        nodes: how many machines like this one the run may spread over.
+        elsewhere: other machines will execute it, so only what does not depend on the machine is held.
+    """
     config = compose.plain(cfg)
-    _check_devices(config["trainer"])
-    cores = len(usable_cores())
-    if config["threads"] > cores:
-        raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
+    if not elsewhere:
+        _check_nodes(config["trainer"], nodes)
+        _check_devices(config["trainer"])
+        _check_files(config["data"])
+        cores = len(usable_cores())
+        if config["threads"] > cores:
+            raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
     _check_batches("data", config["data"], world_size(cfg))
-    _check_files(config["data"])
     _check_output(config.get("run_dir"))
 
 
@@ -48,7 +56,13 @@ def accelerator(cfg: DictConfig) -> Literal["cpu", "cuda", "mps"]:
 
 
 def world_size(cfg: DictConfig) -> int:
-    """How many processes train together, one a device. `auto` is one process on a CPU and every GPU otherwise."""
+    """How many processes train together on all nodes, one a device."""
+    nodes: int = cfg.trainer.get("num_nodes", 1)
+    return nodes * ranks_per_node(cfg)
+
+
+def ranks_per_node(cfg: DictConfig) -> int:
+    """How many processes train together on one node. `auto` is one process on a CPU and every GPU otherwise."""
     devices = cfg.trainer.get("devices", "auto")
     if devices == "auto":
         devices = max(1, visible_gpus()) if accelerator(cfg) == "cuda" else 1
@@ -101,6 +115,17 @@ def _nvml_count() -> int | None:
 def usable_cores() -> list[int]:
     """Cores this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _check_nodes(trainer: dict[str, Any], nodes: int) -> None:
+    asked = trainer.get("num_nodes", 1)
+    if asked == nodes:
+        return
+    if nodes == 1:
+        raise Refusal(
+            f"trainer.num_nodes={asked} is not allowed on one machine: submit the run with hydra/launcher=slurm"
+        )
+    raise Refusal(f"trainer.num_nodes={asked}, but the job has {nodes} nodes; submit it again with the lab")
 
 
 def _check_devices(trainer: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -45,16 +47,55 @@ def _hardware(device: str) -> str:
     return named or platform.processor() or platform.machine()
 
 
+SUBMITTED = "submitted.json"
+
+
+def code() -> dict[str, Any]:
+    """Commit, whether the tree is dirty, and a digest of this package's source, which needs no git to compare."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
+    commit, dirty = _commit()
+    return {"commit": commit, "dirty": dirty, "source": digest.hexdigest()}
+
+
+def edited_since_submit(run: Path) -> str:
+    """In what way the code on disk is not what it was when the run was submitted; "" where it is, or was not queued."""
+    try:
+        then = json.loads((run / SUBMITTED).read_text(encoding="utf-8"))["code"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    now = code()
+    if now["source"] == then["source"]:
+        return ""
+    commits = "uncommitted" if now["commit"] == then["commit"] else f"commit {then['commit']} then, {now['commit']} now"
+    return f"the code on disk was edited since this run was submitted ({commits})"
+
+
+def tree_diff() -> str:
+    """What the checkout holds beyond its commit: changes, and the files under src and conf that git does not know."""
+    try:
+        root = _git("rev-parse", "--show-toplevel").strip()
+        diff = _git("-C", root, "diff", "--binary", "HEAD")
+        for name in _git("-C", root, "ls-files", "--others", "--exclude-standard", "src", "conf").splitlines():
+            diff += _git("-C", root, "diff", "--binary", "--no-index", "/dev/null", name, codes=(0, 1))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return diff
+
+
 def _commit() -> tuple[str | None, bool | None]:
     """(commit, dirty) of the checkout this package runs from, or (None, None) outside one."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout
-
     try:
-        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+        return _git("rev-parse", "HEAD").strip(), bool(_git("status", "--porcelain").strip())
     except (OSError, subprocess.SubprocessError):
         return None, None
+
+
+def _git(*words: str, codes: tuple[int, ...] = (0,)) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=10)
+    if done.returncode not in codes:
+        raise subprocess.CalledProcessError(done.returncode, command)
+    return done.stdout

@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from hydra.errors import InstantiationException  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -36,7 +36,7 @@ from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest  # noqa: E402
 from lab.loggers import MetricsFile, Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.pictures import Picture  # noqa: E402
-from lab.provenance import provenance  # noqa: E402
+from lab.provenance import edited_since_submit, provenance  # noqa: E402
 from lab.rundir import FIGURE, MEETING, RunDir, write_atomically  # noqa: E402
 
 log = logging.getLogger("lab")
@@ -51,12 +51,15 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     """
     started = time.perf_counter()
     cfg = run.read_config()
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("RANK", "0"))
     with _logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
-        if ranks > 1:
+        edited = edited_since_submit(run.path)
+        if rank == 0 and edited:
+            log.warning("%s; it runs what is on disk now", edited)
+        if MEETING in os.environ:
             _meet(rank, ranks, cfg)
         pl.seed_everything(cfg.seed, verbose=False)
         claims = {name: _made(cfg, f"claims.{name}") for name in cfg.claims}
@@ -67,7 +70,10 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
             with trainer.init_module():
                 model = _made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            return _conclude(run, cfg, trainer, claims, pictures, started) if rank == 0 else _stopped(trainer)
+            whole = _gathered(cfg, trainer)
+            if rank:
+                return _stopped(trainer)
+            return _conclude(run, cfg, trainer, whole, claims, pictures, started, edited)
         except BaseException as error:
             _finish_loggers(trainer, CRASHED)  # what is queued reaches wandb, where the run counts as failed
             if _is_out_of_memory(error):
@@ -95,7 +101,11 @@ def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, c
         loggers = [MetricsFile(run.metrics, resumed_at)]
         loggers += [_made(cfg, f"logger.{name}", id=cfg.id, save_dir=str(run.path)) for name in cfg.logger]
     options: dict[str, Any] = {}
-    if world_size(cfg) > 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
+    if (ranks := world_size(cfg)) == 1:
+        options["strategy"] = "auto"
+    elif cfg.trainer.get("strategy", "auto") == "fsdp":  # one whole checkpoint, which AtomicCheckpointIO seals
+        options["strategy"] = ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    else:
         # buffers are computed alike on every rank, there is nothing to broadcast at each forward
         options["strategy"] = DDPStrategy(broadcast_buffers=False)
     trainer: pl.Trainer = _made(
@@ -156,7 +166,7 @@ def _require_ranks(asked: int, **up: int) -> None:
     if wrong := {where: count for where, count in up.items() if count != asked}:
         counts = ", ".join(f"{where}: {count}" for where, count in wrong.items())
         raise Refusal(
-            f"trainer.devices asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
+            f"trainer.devices × trainer.num_nodes asks for {asked} {'rank' if asked == 1 else 'ranks'}, but another "
             f"number came up ({counts}); start the run once, as `lab ...`: it starts its own ranks"
         )
 
@@ -206,20 +216,34 @@ class _BeforeTraining(pl.Callback):
                 )
 
 
+def _gathered(cfg: DictConfig, trainer: pl.Trainer) -> pl.LightningModule:
+    """The trained model, whole on rank 0; every rank takes part where its weights are spread over them."""
+    model = trainer.lightning_module
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not _stopped(trainer):
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            with trainer.init_module():
+                model = _made(cfg, "model")
+            model.load_state_dict(state)
+    return model
+
+
 def _conclude(
     run: RunDir,
     cfg: DictConfig,
     trainer: pl.Trainer,
+    model: pl.LightningModule,
     claims: dict[str, Claim],
     pictures: dict[str, Picture],
     started: float,
+    edited: str,
 ) -> int:
     if code := _stopped(trainer):
         stopped = signal.Signals(code - 128).name
         log.info("%s: saved at step %d; the same command resumes", stopped, trainer.global_step)
         _finish_loggers(trainer, code)
         return code
-    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule  # type: ignore[attr-defined]
     where = str(trainer.strategy.root_device)
     model.to("cpu")
     data.place(torch.device("cpu"))
@@ -234,7 +258,7 @@ def _conclude(
         cfg.name,
         cfg.chapter,
         tuple(e.judged for e in evidence),
-        provenance(cfg.seed, where, trainer.world_size) | timing,
+        provenance(cfg.seed, where, trainer.world_size) | timing | ({"edited_since_submit": edited} if edited else {}),
     )
     _write(run, cfg, trainer, evidence, drawn, verdict)
     return HOLDS if verdict.holds else REFUTED

@@ -55,6 +55,15 @@ def test_sigterm_and_sigint_save_first_on_two_ranks(
     stop_and_finish(experiment, ["trainer.devices=2"], start, finished, words, steps, at, outcome)
 
 
+def test_weights_split_over_two_ranks_are_trained_and_saved_whole(
+    start: Any, finished: Any, words: Any, steps: Any, tmp_path: Path, outcome: Any
+) -> None:
+    """FSDP adds the same two halves of each gradient as DDP does, so nothing differs, however often it was stopped."""
+    split = ["trainer.devices=2", "trainer.strategy=fsdp"]
+    stop_and_finish("pca_autoencoder", split, start, finished, words, steps, tmp_path / "run", outcome)
+    assert outcome(tmp_path / "run").differs_from(finished(words("pca_autoencoder", "trainer.devices=2"))) == []
+
+
 def stop_and_finish(
     experiment: str, more: list[str], start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
 ) -> None:

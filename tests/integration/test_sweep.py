@@ -145,6 +145,21 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert {row["state"] for row in rows(tmp_path)} == {"done"}
 
 
+def test_a_trial_that_falls_behind_is_stopped_early_and_marked(tmp_path: Path) -> None:
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.pruner=median", "hydra.sweeper.startup_trials=2"]
+    search += ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=3", "hydra.launcher.n_jobs=1"]
+    process = start(tmp_path, *search, "trainer.max_steps=3000", "model.optimizer.lr=tag(log,interval(1e-5,1e-1))")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert [row["state"] for row in rows(tmp_path)] == ["done", "done", "pruned"]
+    assert rows(tmp_path)[2]["reason"].startswith("at step ")
+    assert "3/3 trial-0002: pruned" in output
+    last = [path.read_text().split()[-1] for path in sorted((tmp_path / "sweep").glob("*/metrics.csv"))]
+    steps = [int(line.partition(",")[0]) for line in last]
+    assert steps[:2] == [2999, 2999]
+    assert steps[2] < 2999
+
+
 def test_the_command_that_wandbs_agent_would_run(tmp_path: Path) -> None:
     import yaml
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args

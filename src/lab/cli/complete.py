@@ -19,6 +19,8 @@ FLAGS = {
     "show": ("--help",),
     "verify": ("--controls", "--seeds", "--jobs", "--set", "--help"),
     "record": ("--index-only", "--check", "--dirty", "--help"),
+    "status": ("--failed", "--help"),
+    "cancel": ("--help",),
     "compare": ("--by", "--metric", "--html", "--csv", "--report", "--help"),
     "reproduce": ("--run_dir", "--run-dir", "--help"),
     "sample": ("--count", "--seed", "--out", "--help"),

@@ -19,6 +19,8 @@ usage
   lab reproduce <run directory>           run again what was recorded and say what agrees
   lab sample <run directory> [--count N] [--seed S] [--out FOLDER]
                                           draw from the trained model's newest checkpoint
+  lab status <sweep>                      which of a sweep's runs are queued, running, done or failed, and why
+  lab cancel <sweep>                      take what SLURM still queues or runs of it off the cluster
   python -m lab ...                       the same; `lab <verb> --help` says more
 
 examples
@@ -28,11 +30,13 @@ examples
   lab experiment=pca_autoencoder run_dir=runs/a     again: resumes it, or shows its verdict when it has finished
   lab -m experiment=pca_autoencoder model.net.k=2,4,8 'seed=range(5)'
   lab -m experiment=linear_regression sweep=step_size       search, and find the optimum that theory predicts
+  lab -m experiment=pca_autoencoder k=2,4,8 hydra/launcher=slurm      as a SLURM job array; then lab status, lab cancel
   lab experiment=pca_autoencoder --cfg job          print the composed config and run nothing
 
 the same for every experiment
   seed=0                      every draw and the order of the data are functions of it
   trainer.devices=1           processes that train together; a count, a list of GPUs, or auto
+  trainer.strategy=auto       ddp, or fsdp, which spreads the weights over the processes
   trainer.accelerator=auto    cpu, gpu, cuda, mps or auto
   trainer.max_steps=...       optimiser steps
   run_dir=<path>              default: outputs/<experiment>/<id>

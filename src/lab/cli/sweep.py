@@ -8,7 +8,6 @@ from typing import Any
 
 from lab import check, compose, paths
 from lab.errors import HOLDS, Refusal, nearest
-from lab.machine import check_machine
 from lab.rundir import RunDir
 from lab.sweep import plan
 from lab.sweep.grid import Grid, Optimum
@@ -36,7 +35,7 @@ def main(overrides: Sequence[str]) -> int:
 def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
     points = plan.grid(texts)
     for point in points:
-        check_machine(point.cfg)
+        launcher.check(point.cfg)
     first = points[0].cfg
     path = plan.folder(hydra, first.name, [point.digest for point in points])
     sweep = Sweep(path, first.name, tuple(texts), first.objective)
@@ -47,6 +46,8 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
         finished = f", {len(points) - len(left)} of them finished" if len(left) < len(points) else ""
         print(f"{path}: {len(points)} runs{finished}", file=sys.stderr)
         code: int = launcher.run(sweep, left) if left else HOLDS
+        if not launcher.reports and left:
+            return code
         rows = report(sweep, sweeper.optimum)
     return code or sweeper.optimum.judge(rows)
 
@@ -54,11 +55,13 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
 def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
     from lab.sweep.search import corners, space_of
 
+    if not launcher.reports:
+        raise Refusal("a search needs the results of its trials: hydra.launcher.wait=true, dry_run=false")
     space, fixed = space_of(texts)
     composer = Composer()
     for values in corners(space):
         corner = composer.point([*fixed, *(f"{key}={value}" for key, value in values.items())], values)
-        check_machine(corner.cfg)
+        launcher.check(corner.cfg)
     same = [corner.digest, f"{search.seed} {search.sampler} {search.direction}", *map(repr, space.items())]
     path = plan.folder(hydra, corner.cfg.name, same)
     sweep = Sweep(path, corner.cfg.name, tuple(texts), corner.cfg.objective)
@@ -100,8 +103,9 @@ def report(sweep: Sweep, optimum: Optimum) -> list[Any]:
         title = f"{sweep.experiment}: {len(done)} runs, {sum(row.holds for row in done)} hold"
         figures.save(figure.draw(done, title=title, optimum=optimum.values), sweep.path)
     results.print_table(rows)
-    failed = sum(row.state == "failed" for row in rows)
-    print(f"{len(done)} of {len(rows)} runs finished, {sum(row.holds for row in done)} hold, {failed} failed")
+    failed, pruned = (sum(row.state == state for row in rows) for state in ("failed", "pruned"))
+    gave_up = f", {pruned} pruned" if pruned else ""
+    print(f"{len(done)} of {len(rows)} runs finished, {sum(row.holds for row in done)} hold, {failed} failed{gave_up}")
     for name in (results.RESULTS, "figure.svg"):
         if (sweep.path / name).exists():
             print(f"{name:<12} {sweep.path / name}")

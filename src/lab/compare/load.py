@@ -10,6 +10,7 @@ import glob
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -263,10 +264,10 @@ def _newest_segments(runs: Iterable[Loaded]) -> list[Loaded]:
 def _under_own_names(runs: Sequence[Loaded]) -> list[Loaded]:
     """Longer names, with the folders above, where two runs would have the same."""
     for depth in range(2, 6):
-        names = [run.name for run in runs]
-        if len(set(names)) == len(names):
+        names = Counter(run.name for run in runs)
+        if len(names) == len(runs):
             break
-        runs = [replace(run, name=_longer(run, depth)) if names.count(run.name) > 1 else run for run in runs]
+        runs = [replace(run, name=_longer(run, depth)) if names[run.name] > 1 else run for run in runs]
     seen: dict[str, int] = {}
     unique = []
     for run in runs:

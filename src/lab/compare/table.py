@@ -125,8 +125,11 @@ class Comparison:
 
     def members(self, group: Group) -> list[Loaded]:
         """The runs of a group."""
-        names = {row.name for row in group.rows}
-        return [run for run in self.runs if run.name in names]
+        return [self._named[row.name] for row in group.rows]
+
+    @cached_property
+    def _named(self) -> dict[str, Loaded]:
+        return {run.name: run for run in self.runs}
 
     def title(self) -> str:
         """How many runs of what, and how many of them hold."""

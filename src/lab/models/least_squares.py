@@ -36,6 +36,7 @@ class LeastSquares(SteppedModule):
     """
 
     step_norms: Tensor
+    splits = False  # `after_step` reads the weights
 
     def __init__(
         self,

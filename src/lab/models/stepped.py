@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,6 +29,9 @@ class SteppedModule(LightningModule):
         scheduler: optimiser → learning-rate schedule, stepped every optimiser step.
     """
 
+    splits = True
+    """Whether it trains with its weights spread over the ranks."""
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],
@@ -43,6 +46,21 @@ class SteppedModule(LightningModule):
             self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
         except Refusal as refusal:
             raise refusal.within("model") from None
+
+    def configure_model(self) -> None:
+        """Under `trainer.strategy=fsdp`, split every network over the ranks.
+
+        `objective` may read the weights of a network that it has called; at all other times a rank has its part alone.
+        """
+        mesh: Any = self.device_mesh
+        if mesh is None:
+            return
+        if not self.splits:
+            raise Refusal(f"trainer.strategy=fsdp is not allowed: {type(self).__name__} needs its weights whole")
+        if any(True for _ in self.parameters(recurse=False)):
+            raise Refusal("trainer.strategy=fsdp is not allowed: the model has weights outside its networks")
+        for network in _networks(self):
+            _shard(network, mesh["data_parallel"])
 
     def check(self, data: InMemoryData) -> None:
         """Raise `Refusal` where this model cannot be trained on these data.
@@ -95,6 +113,26 @@ class SteppedModule(LightningModule):
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": _made("model.scheduler", self._make_scheduler, optimizer)}
+
+
+def _networks(module: nn.Module) -> Iterator[nn.Module]:
+    """What is called as one: children, or where those are in a list or a dictionary, its entries."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _networks(child)
+        elif any(True for _ in child.parameters()):
+            yield child
+
+
+def _shard(network: nn.Module, mesh: Any) -> None:
+    """Split a network's weights; those of layers that it keeps in a list are gathered one layer at a time."""
+    from torch.distributed.fsdp import fully_shard
+
+    for inner in network.modules():
+        if isinstance(inner, nn.ModuleList | nn.Sequential):
+            for layer in _networks(inner):
+                fully_shard(layer, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 def _made(key: str, make: Callable[[Any], Any], what: Any) -> Any:

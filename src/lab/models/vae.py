@@ -123,6 +123,7 @@ class VAE(SteppedModule):
         beta: the weight of KL(q(z|x) ‖ p(z)); 1 is the bound, 0 an autoencoder with noise in its codes.
     """
 
+    splits = False  # encoder and decoder are called one by one
     mean: Tensor
 
     def __init__(

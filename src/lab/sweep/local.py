@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
-from lab.machine import usable_cores, visible_gpus
+from lab.machine import check_machine, usable_cores, visible_gpus
 from lab.sweep.plan import Point, Sweep
 from lab.types import PositiveInt
 from lab.warm import Job, run_jobs
@@ -76,6 +76,10 @@ class Local:
     Args:
         n_jobs: how many at a time; null: as many as there are devices for.
     """
+
+    reports = True
+    """Whether there are results when `run` returns."""
+    check = staticmethod(check_machine)
 
     def __init__(self, n_jobs: PositiveInt | None = None) -> None:
         self.n_jobs = n_jobs

@@ -6,16 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lab.rundir import RunDir, write_atomically
+from lab.sweep import queue
 from lab.sweep.local import CONSOLE
 from lab.sweep.plan import read_record
 
-State = Literal["done", "running", "failed", "waiting"]
+State = Literal["done", "running", "queued", "failed", "pruned", "waiting"]
 RESULTS = "results.csv"
+PRUNED = "pruned"
+"""The file in the run directory of a trial that a search gave up: says why."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Row:
     seconds: float = math.nan
     reason: str = ""
     """Why there is no verdict."""
+    job: str = ""
+    """SLURM's, where it has one."""
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -43,20 +48,34 @@ class Row:
 
 def collect(sweep: Path) -> list[Row]:
     """A row for each point of the sweep in this folder."""
-    record = read_record(sweep)
-    return [
+    record, jobs = read_record(sweep), queue.jobs(sweep)
+    rows = (
         row(entry["name"], entry["values"], sweep / entry["name"], record["objective"]) for entry in record["points"]
-    ]
+    )
+    return [_with_job(found, jobs[found.name]) if found.name in jobs else found for found in rows]
+
+
+def _with_job(row: Row, job: queue.Job) -> Row:
+    """What SLURM knows better than the run directory: whether a run waits or runs, and what ended it."""
+    row = replace(row, job=job.id)
+    if row.state in ("done", "pruned"):
+        return row
+    if job.live:
+        return replace(row, state="queued" if job.pending else "running", reason=job.why)
+    log = Path(row.path).parent / queue.LOGS / f"{job.id}.log"
+    return replace(row, state="failed", reason=job.why or row.reason or _last_line(log) or f"SLURM says {job.state}")
 
 
 def row(name: str, values: dict[str, str], path: Path, objective: str | None) -> Row:
     """What the run directory `path` says."""
     run = RunDir(path)
     if not run.finished:
-        if not run.config.exists() and not (path / CONSOLE).exists():
+        if not run.log.exists() and not (path / CONSOLE).exists():  # perhaps frozen, but not begun
             return Row(name, values, path, "waiting")
         if run.is_held():
             return Row(name, values, path, "running")
+        if (path / PRUNED).exists():
+            return Row(name, values, path, "pruned", reason=_last_line(path / PRUNED))
         return Row(name, values, path, "failed", reason=_last_line(path / CONSOLE))
     verdict = run.read_verdict()
     claims = verdict["claims"]

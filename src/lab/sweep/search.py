@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab import compose
 from lab.errors import HOLDS, Refusal
-from lab.rundir import RunDir
+from lab.rundir import RunDir, write_atomically
 from lab.sweep import results
 from lab.sweep.grid import Direction, Optimum
 from lab.sweep.local import CONSOLE, Local, Progress, exit_code
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 STUDY = "study.db"
 POLL = 1.0
 """Seconds between two looks at what the running trials have logged."""
+REPORTS = 50
+"""So many of a trial's rows, evenly spread, reach the study: each is a transaction of SQLite's, some 10 ms."""
 
 
 class Search:
@@ -80,6 +84,7 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # a line for every trial
         study = optuna.create_study(
             storage=f"sqlite:///{sweep.path / STUDY}",
             study_name=sweep.path.name,
@@ -128,7 +133,7 @@ class _Trials:
         """How many are still to be started; a trial that is tried again counts once."""
         from optuna.trial import TrialState
 
-        trials = self.study.trials
+        trials = self.study.get_trials(deepcopy=False)
         waiting = sum(trial.state == TrialState.WAITING for trial in trials)
         first = sum(_RETRY not in trial.user_attrs for trial in trials)
         return len(self._again) + waiting + max(0, self.search.n_trials - first)
@@ -140,7 +145,7 @@ class _Trials:
         if self._again:
             trial = Trial(self.study, self._again.pop(0))
         else:
-            self.study.sampler = self.search.sampler_for(len(self.study.trials))
+            self.study.sampler = self.search.sampler_for(len(self.study.get_trials(deepcopy=False)))
             trial = self.study.ask(self.space)
         values = {key: str(value) for key, value in trial.params.items()}
         overrides = [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
@@ -152,11 +157,16 @@ class _Trials:
         """The objective that the trial reached; one that diverged counts as the worst there is."""
         from optuna.trial import TrialState
 
-        row = results.row(point.name, point.values, self.sweep.folder(point), self.sweep.objective)
+        folder = self.sweep.folder(point)
+        row = results.row(point.name, point.values, folder, self.sweep.objective)
         if row.state == "done":
             self.study.tell(trial, self._told(row.objective))
+        elif pruned:
+            why = f"at step {max(self._reported(trial))}, behind the other trials ({self.search.pruner})\n"
+            write_atomically(folder / results.PRUNED, why)
+            self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
 
     def _told(self, objective: float) -> float:
         """The objective as the study sees it; what diverged is the worst there is."""
@@ -192,14 +202,51 @@ class _Trials:
         return exit_code(progress.codes)
 
     def run_in_batches(self, launcher: Any) -> int:
-        """Through a launcher that takes points and waits for all of them."""
-        codes = []
-        while self.left:
-            batch = [self.next() for _ in range(min(self.left, launcher.batch))]
-            codes.append(launcher.run(self.sweep, [point for _, point in batch]))
-            for trial, point in batch:
-                self.tell(trial, point, pruned=False)
-        return max(codes, default=HOLDS)
+        """Through a launcher that takes points and waits for all of them, each batch made with the results before it.
+
+        A batch of which no trial comes to an end is the last: the trials after it would fare no better.
+        """
+        progress = Progress(self.search.n_trials, launcher.batch, self.search.n_trials - self.left)
+        code = HOLDS
+        try:
+            while self.left:
+                batch = {point.name: (trial, point) for trial, point in self._batch(launcher)}
+                pruned: set[str] = set()
+                if left := [point for _, point in batch.values() if not RunDir(self.sweep.folder(point)).finished]:
+                    code = launcher.run(self.sweep, left, progress, self._pruning(batch, pruned))
+                if code == 128 + signal.SIGINT:
+                    return code
+                for name, (trial, point) in batch.items():
+                    if self.search.pruner != "none":
+                        self._report(trial, point)
+                    self.tell(trial, point, pruned=name in pruned)
+                if not pruned and not any(RunDir(self.sweep.folder(point)).finished for _, point in batch.values()):
+                    print(
+                        f"lab: none of {', '.join(batch)} came to an end; lab status {self.sweep.path}", file=sys.stderr
+                    )
+                    return code
+        finally:
+            progress.close()
+        return code
+
+    def _pruning(
+        self, batch: Mapping[str, tuple[Trial, Point]], pruned: set[str]
+    ) -> Callable[[set[str]], set[str]] | None:
+        """Which of the runs of these names are to be stopped; they are added to `pruned`."""
+        if self.search.pruner == "none":
+            return None
+
+        def to_stop(running: set[str]) -> set[str]:
+            pruned.update(name for name in running - pruned if self._is_behind(*batch[name]))
+            return pruned
+
+        return to_stop
+
+    def _batch(self, launcher: Any) -> list[tuple[Trial, Point]]:
+        batch = [self.next() for _ in range(min(self.left, launcher.batch))]
+        for _, point in batch:
+            launcher.check(point.cfg)
+        return batch
 
     def _end(
         self,
@@ -210,26 +257,33 @@ class _Trials:
     ) -> None:
         for job, code in ended:
             trial, point = running.pop(job)
+            if self.search.pruner != "none":
+                self._report(trial, point)  # the others are held against all its rows, not those of the last look
             self.tell(trial, point, pruned=job in pruned)
             progress.ended(point.name, HOLDS if job in pruned else code, "pruned" if job in pruned else "")
 
     def _to_prune(self, running: Mapping[Job, tuple[Trial, Point]], pruned: set[Job]) -> list[Job]:
         """Running trials whose logged objective is worse than the pruner allows."""
-        return [
-            job
-            for job, (trial, point) in running.items()
-            if job not in pruned and self._report(trial, point) and trial.should_prune()
-        ]
+        return [job for job, (trial, point) in running.items() if job not in pruned and self._is_behind(trial, point)]
+
+    def _is_behind(self, trial: Trial, point: Point) -> bool:
+        return self._report(trial, point) and trial.should_prune()
 
     def _report(self, trial: Trial, point: Point) -> bool:
         history = results.metrics(RunDir(self.sweep.folder(point)).metrics)
         name = self.sweep.objective or next((key for key in history if key.startswith("loss")), "")
-        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        new = [(int(s), v) for s, v in zip(history.get("step", []), history.get(name, []), strict=False)]
-        for step, value in new:
+        known = self._reported(trial)
+        apart = max(1, point.cfg.trainer.max_steps // REPORTS)
+        chosen: dict[int, tuple[int, float]] = {}  # the first of each stretch: the same steps of every trial
+        for step, value in zip(history.get("step", []), history.get(name, []), strict=False):
+            chosen.setdefault(int(step) // apart, (int(step), value))
+        for step, value in chosen.values():
             if step not in known:
                 trial.report(self._told(value), step)
-        return bool(new)
+        return bool(chosen)
+
+    def _reported(self, trial: Trial) -> dict[int, float]:
+        return self.study._storage.get_trial(trial._trial_id).intermediate_values
 
     def _unfinished(self) -> list[int]:
         """Trials that a killed start left running; those that failed are queued to be tried once more."""

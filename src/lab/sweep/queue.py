@@ -1,0 +1,182 @@
+"""What SLURM says of a sweep's runs: which job each has, its state and why. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import Refusal
+from lab.rundir import write_atomically
+
+SUBMISSIONS = "jobs.json"
+"""In the sweep's folder: {script's name: id of the array it was submitted as}."""
+JOB = "slurm_job"
+"""In a run directory: the id of the job that executed it last."""
+LOGS = "logs"
+"""In the sweep's folder: what SLURM itself says of each job."""
+
+_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+_RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+_WHY = {
+    "BOOT_FAIL": "its node did not boot",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "its deadline has passed",
+    "NODE_FAIL": "its node failed",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted",
+    "REVOKED": "revoked",
+    "TIMEOUT": "over its time limit",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task of an array, as SLURM last knew it."""
+
+    id: str
+    state: str
+    reason: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return self.state in _PENDING
+
+    @property
+    def live(self) -> bool:
+        return self.pending or self.state in _RUNNING
+
+    @property
+    def why(self) -> str:
+        """Why it waits, or why it ended, where SLURM knows that; "" otherwise."""
+        if self.live:
+            return "" if self.reason in ("None", "") else self.reason
+        return _WHY.get(self.state, "")
+
+
+def points(script: Path) -> list[str]:
+    """The names of the runs that a batch script executes, in the order of the array."""
+    try:
+        return script.with_suffix(".points").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def submissions(sweep: Path) -> dict[str, str]:
+    """{script's name: array's id}, the oldest first."""
+    try:
+        ids: dict[str, str] = json.loads((sweep / SUBMISSIONS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return ids
+
+
+def add_submission(sweep: Path, script: Path, job: str) -> None:
+    """Write down that a script was submitted."""
+    write_atomically(sweep / SUBMISSIONS, json.dumps(submissions(sweep) | {script.name: job}, indent=1) + "\n")
+
+
+def jobs(sweep: Path) -> dict[str, Job]:
+    """{name of the run: the newest of its jobs that SLURM knows}; empty for a sweep that was never given to SLURM."""
+    scripts = {script.name: points(script) for script in sweep.glob("job-*.sbatch")}
+    if not scripts:
+        return {}
+    found = {}
+    asked: dict[str, str] = {}
+    for script, array in submissions(sweep).items():
+        asked |= {name: f"{array}_{index}" for index, name in enumerate(scripts.get(script, []))}
+    for name in {name for names in scripts.values() for name in names}:
+        try:
+            asked[name] = _newest(asked.get(name, ""), (sweep / name / JOB).read_text(encoding="utf-8").strip())
+        except FileNotFoundError:
+            continue
+    live = dict(_live(sweep, scripts))
+    ended = _ended([job for name, job in asked.items() if name not in live])
+    for name in asked.keys() | live.keys():
+        job = live.get(name) or ended.get(asked[name])
+        if job is not None:
+            found[name] = job
+    return found
+
+
+def cancel(jobs: Iterable[Job]) -> None:
+    """Take jobs off the cluster; what runs saves first."""
+    _ask("scancel", *(job.id for job in jobs))
+
+
+def _newest(one: str, other: str) -> str:
+    return max(one, other, key=lambda job: int(job.partition("_")[0] or 0))
+
+
+def _live(sweep: Path, scripts: dict[str, list[str]]) -> Iterator[tuple[str, Job]]:
+    """(run, job) of what is in the queue: known by its script, so that what was submitted by hand is found too."""
+    for line in _ask("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r|%o"):
+        array, index, state, reason, command = line.split("|", 4)
+        script = Path(command.strip())
+        names = scripts.get(script.name, [])
+        if index.isdigit() and int(index) < len(names) and script.parent.resolve() == sweep.resolve():
+            yield names[int(index)], Job(f"{array}_{index}", state, reason)
+
+
+def _ended(ids: Sequence[str]) -> dict[str, Job]:
+    """What accounting says of these jobs or, on a cluster without it, what the controller still remembers."""
+    arrays = sorted({job.partition("_")[0] for job in ids})
+    if not arrays:
+        return {}
+    try:
+        lines = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
+        known = parse_sacct(lines)
+    except Refusal:
+        known = {}
+        for array in arrays:
+            try:
+                known |= parse_scontrol(_ask("scontrol", "--oneliner", "show", "job", array))
+            except Refusal:  # it ended so long ago that it is forgotten
+                continue
+    return {job: known[job] for job in ids if job in known}
+
+
+def parse_sacct(lines: Iterable[str]) -> dict[str, Job]:
+    """Jobs by id, from lines such as `12_3|CANCELLED by 0` and `12_[4-9%2]|CANCELLED by 0`."""
+    found = {}
+    for line in lines:
+        job, _, state = line.partition("|")
+        array, _, indices = job.partition("_")
+        for index in expand(indices.strip("[]")):
+            found[f"{array}_{index}"] = Job(f"{array}_{index}", state.split()[0] if state else "UNKNOWN")
+    return found
+
+
+def parse_scontrol(lines: Iterable[str]) -> dict[str, Job]:
+    """Jobs by id, from the lines of `scontrol --oneliner show job`."""
+    found = {}
+    for line in lines:
+        fields = dict(re.findall(r"(?:^| )(ArrayJobId|ArrayTaskId|JobState|Reason)=(\S*)", line))
+        if {"ArrayJobId", "ArrayTaskId", "JobState"} <= fields.keys():
+            for index in expand(fields["ArrayTaskId"]):
+                job = f"{fields['ArrayJobId']}_{index}"
+                found[job] = Job(job, fields["JobState"], fields.get("Reason", ""))
+    return found
+
+
+def expand(indices: str) -> Iterator[int]:
+    """The numbers in SLURM's notation for a part of an array, such as `1,4-6%2`."""
+    for part in indices.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _ask(*command: str) -> list[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except FileNotFoundError:
+        raise Refusal(f"{command[0]} is not on the PATH: is SLURM installed here?") from None
+    except subprocess.TimeoutExpired:
+        raise Refusal(f"{command[0]} does not answer") from None
+    if done.returncode:
+        raise Refusal(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    return done.stdout.splitlines()

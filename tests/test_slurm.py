@@ -1,0 +1,260 @@
+"""What is submitted and what is read of SLURM's answers, without a cluster; tests/integration/test_slurm.py has one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import provenance
+from lab.__main__ import dispatch
+from lab.compose import compose
+from lab.errors import Refusal
+from lab.machine import check_machine, ranks_per_node, world_size
+from lab.sweep import queue, results
+from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
+from lab.sweep.slurm import Shape, Slurm
+
+PCA = "experiment=pca_autoencoder"
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts shell scripts on the PATH in place of SLURM's programs; git apart, all others are absent."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "git").symlink_to(str(shutil.which("git")))
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.chdir(tmp_path)
+
+    def make(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------------------- scripts
+
+
+def test_one_value_feeds_the_job_and_the_trainer() -> None:
+    cfg = compose([PCA, "trainer.num_nodes=3", "trainer.devices=2", "threads=4"])
+    slurm = Slurm()
+    slurm.check(cfg)
+    assert slurm.shape(cfg) == Shape(nodes=3, ranks_per_node=2, gpus_per_node=0, threads=4)
+    assert (ranks_per_node(cfg), world_size(cfg)) == (2, 6)
+    assert cfg.trainer.accelerator == "cpu", "settled here, so that the nodes cannot differ"
+
+
+def test_gpus_follow_the_trainer() -> None:
+    cfg = compose([PCA, "trainer.accelerator=gpu", "trainer.devices=4"])
+    assert Slurm().shape(cfg).gpus_per_node == 4
+    cfg = compose([PCA, "trainer.devices=2"])
+    slurm = Slurm(gpus_per_node=8)
+    slurm.check(cfg)
+    assert cfg.trainer.accelerator == "gpu"
+    assert slurm.shape(cfg).gpus_per_node == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "said"),
+    [
+        (["trainer.devices=auto"], {}, "trainer.devices=auto is not allowed with hydra/launcher=slurm"),
+        (["trainer.devices=[0,1]"], {}, r"trainer.devices=\[0, 1\] is not allowed"),
+        (["trainer.devices=4"], {"gpus_per_node": 2}, "gpus_per_node=2 is fewer than trainer.devices=4"),
+        (["trainer.num_nodes=2", "data.batch_size=63"], {}, "data.batch_size=63 does not divide over 2 processes"),
+    ],
+)
+def test_what_no_node_could_run_is_refused(overrides: list[str], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        Slurm(**options).check(compose([PCA, *overrides]))
+
+
+def test_the_submitting_machine_needs_no_devices_or_data() -> None:
+    Slurm().check(compose(["experiment=pca_autoencoder_mnist", "data_root=/nowhere", "trainer.devices=60"]))
+
+
+def test_several_nodes_need_slurm() -> None:
+    cfg = compose([PCA, "trainer.num_nodes=2"])
+    with pytest.raises(Refusal, match=r"trainer.num_nodes=2 is not allowed on one machine: .* hydra/launcher=slurm"):
+        check_machine(cfg)
+    check_machine(cfg, nodes=2)
+    with pytest.raises(Refusal, match=r"trainer.num_nodes=2, but the job has 3 nodes"):
+        check_machine(cfg, nodes=3)
+
+
+def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/src")
+    path = tmp_path / "a 100% sweep" / "job-2.sbatch"
+    slurm = Slurm(
+        partition="gpu", time="1-12:00:00", mem="16G", constraint="a100|h100", gpu_type="a100", max_running=4,
+        options=["--exclusive"], setup=["module load cuda"], python="apptainer exec lab.sif python",
+    )  # fmt: skip
+    lines = slurm.script(path, Shape(2, 4, 4, 8), count=32).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")} == {
+        "--job-name='lab-a 100% sweep'",
+        "--array=0-31%4",
+        "--nodes=2",
+        "--ntasks-per-node=4",
+        "--cpus-per-task=8",
+        "--gpus-per-node=a100:4",
+        "--partition=gpu",
+        "--time=1-12:00:00",
+        "--mem=16G",
+        "--constraint='a100|h100'",
+        f"--chdir={Path.cwd()}",
+        f"--output='{tmp_path}/a 100%% sweep/logs/%A_%a.log'",
+        "--open-mode=append",
+        "--signal=B:USR1@90",
+        "--requeue",
+        "--exclusive",
+    }
+    after = lines[lines.index("module load cuda") :]
+    assert lines[lines.index("module load cuda") - 1] == "export PYTHONPATH=/src"
+    assert after[1:] == [
+        f"exec apptainer exec lab.sif python -m lab.sweep.task '{path.parent}' '{path.with_suffix('.points')}'"
+    ]
+    assert "--signal" not in Slurm(signal_seconds=0).script(path, Shape(1, 1, 0, 1), count=1)
+
+
+def submit(*more: str) -> int:
+    return dispatch(["-m", PCA, "hydra/launcher=slurm", "hydra.sweep.dir=s", *more])
+
+
+def test_dry_run_freezes_writes_and_submits_nothing(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit("k=2,4", "trainer.devices=1,2", "hydra.launcher.dry_run=true") == 0
+    assert "job-0.sbatch: 2 runs, not submitted" in capsys.readouterr().out
+    assert queue.points(Path("s/job-0.sbatch")) == ["k=2,devices=1", "k=4,devices=1"]
+    assert queue.points(Path("s/job-1.sbatch")) == ["k=2,devices=2", "k=4,devices=2"]
+    assert "--ntasks-per-node=2" in Path("s/job-1.sbatch").read_text()
+    frozen = Path("s/k=2,devices=2")
+    assert (frozen / "overrides").read_text().splitlines()[-1] == "trainer.devices=2"
+    submitted = json.loads((frozen / "submitted.json").read_text())
+    assert submitted["code"] == provenance.code()
+    assert (submitted["diff"] is None) == (not provenance.tree_diff())
+    assert submitted["diff"] is None or (Path("s") / submitted["diff"]).read_text() == provenance.tree_diff()
+    assert not Path("s/jobs.json").exists()
+
+
+def test_a_cluster_that_is_absent_or_refuses(stand_in: Any) -> None:
+    with pytest.raises(Refusal, match="sbatch is not on the PATH"):
+        submit()
+    stand_in("squeue", "exit 0")
+    stand_in("sbatch", "echo 'sbatch: error: Batch job submission failed:\nInvalid account' >&2; exit 1")
+    with pytest.raises(Refusal, match=r"sbatch \S+/s/job-0.sbatch: sbatch: error: .* failed: Invalid account$"):
+        submit()
+    assert not Path("s/jobs.json").exists()
+
+
+def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
+    for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
+        with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):
+            submit("hydra/sweeper=optuna", "k=int(interval(1,4))", *options)
+    assert not Path("s").exists()
+
+
+def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in("sbatch", "echo '17;cluster'")
+    assert submit("k=2,4,8") == 0
+    assert json.loads(Path("s/jobs.json").read_text()) == {"job-0.sbatch": "17"}
+    done = {"experiment": "pca_autoencoder", "chapter": 3, "holds": True, "claims": [], "provenance": {}}
+    Path("s/k=2/verdict.json").write_text(json.dumps(done))
+    script = Path("s/job-0.sbatch").absolute()
+    stand_in("squeue", f"echo '17|1|PENDING|Priority|{script}'; echo '17|2|PENDING|x|/elsewhere/job-0.sbatch'")
+    stand_in("sacct", "exit 1")
+    stand_in("scontrol", "echo 'JobId=20 ArrayJobId=17 ArrayTaskId=2 JobState=NODE_FAIL Reason=NodeDown Restarts=0'")
+    stand_in("sbatch", "echo 18")
+    assert submit("k=2,4,8") == 0
+    assert json.loads(Path("s/jobs.json").read_text()) == {"job-0.sbatch": "17", "job-1.sbatch": "18"}
+    assert queue.points(Path("s/job-1.sbatch")) == ["k=8"]
+
+    capsys.readouterr()
+    stand_in("scontrol", "echo 'JobId=20 ArrayJobId=18 ArrayTaskId=0 JobState=OUT_OF_MEMORY Reason=OutOfMemory'")
+    states = {row.name: (row.state, row.reason, row.job) for row in results.collect(Path("s"))}
+    assert states["k=2"][0] == "done"
+    assert states["k=4"] == ("queued", "Priority", "17_1")
+    assert states["k=8"] == ("failed", "out of memory", "18_0")
+    assert dispatch(["status", "s"]) == 0
+    assert "3 runs: 1 failed, 1 queued, 1 done" in capsys.readouterr().out
+    stand_in("scancel", 'echo "$@" > cancelled')
+    assert dispatch(["cancel", "s"]) == 0
+    assert Path("cancelled").read_text() == "17_1\n"
+
+
+def test_a_silent_controller_is_no_answer(stand_in: Any) -> None:
+    submit("hydra.launcher.dry_run=true")
+    stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(Refusal, match="squeue: slurm_load_jobs error: Unable to contact"):
+        dispatch(["status", "s"])
+
+
+def test_cancel_refuses_a_sweep_of_this_machine(stand_in: Any) -> None:
+    Path("s").mkdir()
+    Path("s/sweep.json").write_text('{"experiment": "e", "overrides": [], "objective": null, "points": []}')
+    with pytest.raises(Refusal, match="was not submitted to SLURM"):
+        dispatch(["cancel", "s"])
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("3", [3]), ("1,4-6%2", [1, 4, 5, 6]), ("0-2", [0, 1, 2]), ("N/A", []), ("", [])]
+)
+def test_part_of_an_array(text: str, numbers: list[int]) -> None:
+    assert list(expand(text)) == numbers
+
+
+def test_accounting() -> None:
+    jobs = parse_sacct(["12_0|COMPLETED", "12_1|CANCELLED by 1000", "12_[3-4%1]|PENDING", "13|FAILED"])
+    assert {name: job.state for name, job in jobs.items()} == {
+        "12_0": "COMPLETED", "12_1": "CANCELLED", "12_3": "PENDING", "12_4": "PENDING",
+    }  # fmt: skip
+    assert jobs["12_1"].why == "cancelled"
+
+
+def test_the_controller() -> None:
+    jobs = parse_scontrol([
+        "JobId=2 ArrayJobId=1 ArrayTaskId=0 JobName=t JobState=TIMEOUT Reason=TimeLimit Dependency=x",
+        "JobId=1 ArrayJobId=1 ArrayTaskId=1-2%1 ArrayTaskThrottle=1 JobState=CANCELLED Reason=None",
+        "JobId=9 JobName=other JobState=RUNNING Reason=None",
+    ])  # fmt: skip
+    assert jobs == {
+        "1_0": Job("1_0", "TIMEOUT", "TimeLimit"),
+        "1_1": Job("1_1", "CANCELLED", "None"),
+        "1_2": Job("1_2", "CANCELLED", "None"),
+    }
+    assert jobs["1_0"].why == "over its time limit"
+
+
+@pytest.mark.parametrize(
+    ("job", "live", "why"),
+    [
+        (Job("1_0", "PENDING", "Priority"), True, "Priority"),
+        (Job("1_0", "RUNNING", "None"), True, ""),
+        (Job("1_0", "COMPLETING", "None"), True, ""),
+        (Job("1_0", "NODE_FAIL", "NodeDown"), False, "its node failed"),
+        (Job("1_0", "FAILED", "NonZeroExitCode"), False, ""),
+    ],
+)
+def test_states(job: Job, live: bool, why: str) -> None:
+    assert (job.live, job.why) == (live, why)
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+
+
+def test_code_edited_after_submitting_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.edited_since_submit(tmp_path) == "", "a run that was never queued"
+    then = provenance.code()
+    (tmp_path / provenance.SUBMITTED).write_text(json.dumps({"code": then}))
+    assert provenance.edited_since_submit(tmp_path) == ""
+    (tmp_path / provenance.SUBMITTED).write_text(json.dumps({"code": then | {"commit": "abc"}}))
+    assert provenance.edited_since_submit(tmp_path) == "", "another commit with the same source"
+    (tmp_path / provenance.SUBMITTED).write_text(json.dumps({"code": then | {"source": "other"}}))
+    assert "edited since this run was submitted (uncommitted)" in provenance.edited_since_submit(tmp_path)
