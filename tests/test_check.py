@@ -108,6 +108,26 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
             "model.scheduler={_target_:torch.optim.lr_scheduler.ReduceLROnPlateau} ~model.scheduler.T_max",
             ["ReduceLROnPlateau", "its step needs metrics"],
         ),
+        (
+            "model.optimizer._target_=torch.optim.SparseAdam",
+            ["torch.optim.SparseAdam is not allowed", "sparse gradients"],
+        ),
+        (
+            "model.optimizer={_target_:torch.optim.Optimizer,_partial_:true}",
+            ["torch.optim.Optimizer is not allowed: only a class built on Optimizer takes a step"],
+        ),
+        (
+            "model.optimizer.fused=true model.optimizer.foreach=true",
+            ["model.optimizer.fused=true is not allowed with model.optimizer.foreach=true"],
+        ),
+        (
+            "data._target_=lab.data.digits.CentredImages",
+            ["CentredImages is not allowed: CentredImages leaves images to the classes built on it"],
+        ),
+        (
+            "claims.projector._target_=lab.claim.Claim",
+            ["lab.claim.Claim is not allowed: Claim leaves predict, measure to"],
+        ),
         ("model.optimizer._partial_=false", ["model.optimizer._partial_ must be true", "Adam"]),
         ("model.net._partial_=true", ["model.net._partial_ must be false", "LinearAutoencoder"]),
         (
@@ -147,6 +167,13 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("trainer.profiler=foo", ["trainer.profiler=foo", "one of simple, advanced, pytorch or null"]),
         ("threads=3", ["threads=3", "1..2, the cores"]),
         (f"run_dir={'a' * 300}", ["run_dir=aaa", "name too long"]),
+        ("seed=${trainer}", ["(seed is ${trainer}) is not allowed: an integer"]),
+        ("title=${data}", ["(title is ${data}) is not allowed: a text"]),
+        ("objective=${data}", ["(objective is ${data}) is not allowed: a text"]),
+        ("chapter=[${data}]", ["chapter=[", "one of 1, 2, 3, 4, 5, 6"]),
+        ("logger.wandb.tags=[${data}]", ["logger.wandb.tags[0]._target_=lab.data.digits.Digits is not allowed"]),
+        ("callbacks.progres=1", ["callbacks.progres=1 has no _target_, did you mean 'callbacks.progress'?"]),
+        ("data.batch_size=1797 trainer.devices=2", ["2 processes", "the nearest allowed: 1796"]),
         ("k=0", ["k=0 (model.net.k is ${k})", "≥ 1"]),
         ("k=64", ["k=64 (model.net.k is ${k}) must be less than d=64"]),
         ("model.net.k=65", ["model.net.k=65 must be less than d=64"]),
@@ -194,6 +221,14 @@ def test_what_is_wrong_is_refused(override: str, words: list[str]) -> None:
     [
         ("data.designs.tall.samples=[]", ["data.designs.tall.samples=[]", "a list that is not empty, each an integer"]),
         ("data.designs.tall.replicates=3", ["data.designs.tall.replicates=3 is less than the 5 sizes"]),
+        ("data.designs.tal.d=3", ["data.designs.tal={", "did you mean 'data.designs.tall'?"]),
+        ("model.nets.tal.features=3", ["model.nets.tal={", "did you mean 'model.nets.tall'?"]),
+        ("data.designs.tall.noise=1e308", ["data.designs.tall.noise=1e+308", "≤ 1000000000000"]),
+        ("data.designs.tall.top=1e-300", ["data.designs.tall.top=1e-300", "≥ 1e-12"]),
+        (
+            "trainer.max_steps=1000000000000",
+            ["data.designs.tall.replicates=320 (model.record is", "trainer.max_steps=1000000000000 is more than 10^9"],
+        ),
         ("model.nets.extra=null", ["model.nets.extra=null", "a lab.nets.linear.ReplicatedLinear"]),
         ("model.nets.extra=3", ["model.nets.extra=3", "a lab.nets.linear.ReplicatedLinear"]),
         ("model.nets=null", ["model.nets=null", "a mapping"]),
@@ -269,15 +304,18 @@ def test_controls(conf: Path, control: Any, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("pictures", "words"),
     [
-        ({"figure": {"_target_": "lab.pictures.Picture"}}, ["pictures.figure is not allowed", "that of the claims"]),
-        ({"../x": {"_target_": "lab.pictures.Picture"}}, ["pictures.../x is not allowed", "the name of a file"]),
+        (
+            {"figure": {"_target_": "lab.pictures.vae.Samples"}},
+            ["pictures.figure is not allowed", "that of the claims"],
+        ),
+        ({"../x": {"_target_": "lab.pictures.vae.Samples"}}, ["pictures.../x is not allowed", "the name of a file"]),
         ({"plan": {"_target_": "lab.claim.Claim"}}, ["pictures.plan._target_=lab.claim.Claim", "lab.pictures.Picture"]),
-        ({"plan": {"_target_": "lab.pictures.Picture", "k": 3}}, ["unknown key pictures.plan.k=3"]),
+        ({"plan": {"_target_": "lab.pictures.vae.Samples", "k": 3}}, ["unknown key pictures.plan.k=3"]),
         ({"plan": "lab.pictures.Picture"}, ["pictures.plan=lab.pictures.Picture has no _target_"]),
     ],
 )
 def test_pictures(conf: Path, pictures: Any, words: list[str]) -> None:
-    edit(conf, pictures={"plan": {"_target_": "lab.pictures.Picture"}})
+    edit(conf, pictures={"plan": {"_target_": "lab.pictures.vae.Samples"}})
     check.check_config(compose([PCA]))
     edit(conf, pictures=pictures)
     line = refusal(PCA)

@@ -73,7 +73,11 @@ def test_what_is_allowed_is_refused_by_neither(experiment: str) -> None:
 def ask_the_objects(cfg: Any) -> None:
     """The checks in the order in which a run comes to them."""
     trainer: Any = SimpleNamespace(
-        precision=cfg.trainer.precision, global_rank=0, world_size=1, strategy=SimpleNamespace(root_device="cpu")
+        precision=cfg.trainer.precision,
+        max_steps=3,
+        global_rank=0,
+        world_size=1,
+        strategy=SimpleNamespace(root_device="cpu"),
     )
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     data.trainer, trainer.datamodule = trainer, data

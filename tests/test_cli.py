@@ -151,6 +151,10 @@ def test_help_of_a_verb(lab: Lab, verb: str) -> None:
         (("record", "nowhere"), ["nowhere", "not a run directory"]),
         (("record", "--chek"), ["did you mean '--check'?"]),
         (("record",), ["--index-only"]),
+        (("verify", "--seeds", "10001"), ["--seeds 10001 is out of range; allowed: at most 10000"]),
+        (("verify", "vae", "--set", "seed=3"), ["--set seed=3 is not allowed: --seeds N runs the seeds"]),
+        (("verify", "vae", "--set", "run_dir=x"), ["--set run_dir=x is not allowed: each run has a folder"]),
+        (("--version=3",), ["--version=3 is not allowed: --version takes no value"]),
         (("verify", "--seeds", "two"), ["invalid int value: 'two'; see lab verify --help"]),
         (("--list",), ["--list is not a flag, did you mean 'list'?"]),
         (("=3",), ["=3 is not an override"]),
@@ -248,6 +252,11 @@ def test_hydra_flags(lab: Lab, tmp_path: Path) -> None:
         ("lab experiment=lin", ["experiment=linear_regression"]),
         ("lab experiment=", [f"experiment={name}" for name in experiments()]),
         ("lab experiment=nowhere se", []),
+        (
+            "lab experiment=pca_autoencoder model.net.",
+            ["model.net._target_=", "model.net.d=", "model.net.k=", "model.net.seed=", "model.net.activation="],
+        ),
+        ("lab experiment=pca_autoencoder model.net.act", ["model.net.activation="]),
         ("lab foo bar", []),
     ],
 )
@@ -395,7 +404,7 @@ def test_record(pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"holds": False}, "refuted"),
+        ({"holds": False, "claims": [CLAIM | {"holds": False}]}, "refuted"),
         ({"experiment": "pca_autoencodr"}, "did you mean 'pca_autoencoder'"),
         ({"control": "relu_bottleneck"}, "control relu_bottleneck"),
         ({"overrides": "k=3\n"}, "run with k=3"),

@@ -59,6 +59,11 @@ def test_a_variant_builds_on_its_base() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        ([PCA, "data=[digits,mnist]"], ["data=[digits,mnist] is not allowed: a run has one data; allowed: digits,"]),
+        ([PCA, "logger=[wandb,none]"], ["logger=[wandb,none] is not allowed: a run has one logger"]),
+        (["experiment=[vae,pca_autoencoder]"], ["experiment=[vae,pca_autoencoder] is not allowed: a run has one"]),
+        ([PCA, "séed=1"], ["séed=1 is not an override Hydra can read", "did you mean 'seed'?"]),
+        ([PCA, "model.net.k=${kk}"], ["model.net.k refers to kk, which is not there, did you mean 'k'?"]),
         ([], ["no experiment", *experiments()]),
         (["seed=1"], ["no experiment", *experiments()]),
         (["experiment=pca_autoencodr"], ["experiment=pca_autoencodr", "allowed", "did you mean 'pca_autoencoder'?"]),
@@ -71,7 +76,8 @@ def test_a_variant_builds_on_its_base() -> None:
         ([PCA, "foo"], ["foo", "key=value"]),
         ([PCA, "pca_autoencoder"], ["did you mean 'experiment=pca_autoencoder'?"]),
         ([PCA, "a b=1"], ["a b=1", "not an override"]),
-        ([PCA, "seed=0,1"], ["seed=0,1", "-m", "seed=[0,1]"]),
+        ([PCA, "seed=0,1"], ["seed=0,1 has several values: -m runs each of them"]),
+        ([PCA, "model.optimizer.betas=0,1"], ["-m runs each of them, model.optimizer.betas=[0,1] is a list"]),
         ([PCA, "~nothing"], ["nothing"]),
         ([PCA, "+seed=1"], ["seed"]),
         ([PCA, "name=another"], ["name=another", "conf/experiment/pca_autoencoder.yaml"]),
@@ -173,3 +179,10 @@ def test_a_variant_takes_out_what_it_sets_to_null(conf: Path) -> None:
         assert "principal_angles" in found["claims"]
         assert set(found["controls"]) == {"relu_bottleneck", "one_more_code"}
     assert "projector" in source("pca_autoencoder")["claims"]
+
+
+def test_an_experiment_that_builds_on_itself(conf: Path) -> None:
+    for name, base in (("loop", "knot"), ("knot", "loop")):
+        text = f"# @package _global_\ndefaults:\n  - {base}\nname: {name}\n"
+        (conf / "experiment" / f"{name}.yaml").write_text(text)
+    assert "conf/experiment/loop.yaml builds on itself: loop → knot → loop" in refusal("experiment=loop")

@@ -340,7 +340,7 @@ def test_nets_that_do_not_fit_the_designs_are_refused(nets: dict[str, tuple[int,
 
 def test_a_precision_that_loses_the_steps_is_refused() -> None:
     data, model = regression()
-    data.trainer = SimpleNamespace(precision="bf16-true")  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(precision="bf16-true", max_steps=3)  # type: ignore[assignment]
     with pytest.raises(Refusal, match=r"trainer.precision=bf16-true is not allowed"):
         model.check(data)
 

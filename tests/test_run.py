@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lab import loggers
 from lab import run as module
+from lab.claim import Run
 from lab.claims import linear_regression, pca_autoencoder
 from lab.compose import compose
 from lab.data.gaussian_regression import Design, GaussianRegression
@@ -100,6 +104,18 @@ def test_components_that_the_data_do_not_have(name: str) -> None:
             claim(4).check(data, model)
     else:
         claim(4).check(data, model)
+
+
+@pytest.mark.parametrize(("codes", "right_angles"), [(1, 1), (2, 0), (3, 1), (4, 2), (5, 2)])
+def test_a_space_of_another_dimension_is_not_the_eigenspace(codes: int, right_angles: int) -> None:
+    """Even where it lies within the eigenspace, or contains it."""
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([6.0, 5, 4, 3, 2, 1])
+    u = torch.linalg.svd(x).Vh.mT
+    mix = torch.randn(codes, codes, generator=torch.Generator().manual_seed(1))
+    model: Any = SimpleNamespace(net=SimpleNamespace(decoder=u[:, :codes] @ mix))
+    angles = pca_autoencoder.PrincipalAngles(2).measure(Run(model, SimpleNamespace(x=x))).value
+    expected = [0.0] * (2 - right_angles) + [math.pi / 2] * right_angles
+    assert np.asarray(angles) == pytest.approx(expected, abs=1e-5)
 
 
 def test_wandb_begins_after_the_last_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

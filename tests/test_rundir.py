@@ -92,6 +92,7 @@ def test_the_config_is_frozen_at_the_first_start(run: RunDir) -> None:
         ({"model": {"lr": 0.1, "sizes": [1, 2, 3]}}, "model.sizes is [1, 2] there and [1, 2, 3] here;"),
         ({"model": {"sizes": [1, 2]}}, "model.lr is 0.1 there and absent here;"),
         ({"extra": None}, "extra is absent there and None here;"),
+        ({"seed": 7, "model": {"lr": 7}}, "seed is "),
         ({"model": {"lr": 1, "sizes": []}}, r"model.lr is 0.1 there and 1 here (and 1 more keys);"),
     ],
 )
@@ -105,10 +106,34 @@ def test_another_config_is_refused(run: RunDir, other: dict[str, object], said: 
 
 def test_a_run_is_finished_when_its_verdict_is_there(run: RunDir) -> None:
     assert not run.finished
-    verdict = {"experiment": "x", "chapter": 3, "holds": True, "claims": [], "provenance": {}}
+    verdict = a_verdict()
     run.verdict.write_text(json.dumps(verdict))
     assert run.finished
     assert run.read_verdict() == verdict
+
+
+def a_verdict(**changed: object) -> dict[str, object]:
+    numbers = dict.fromkeys(("predicted", "measured", "standard_error", "difference", "tolerance"), 0.5)
+    texts = dict.fromkeys(("statement", "reference", "because", "note"), "a text")
+    claim = {"name": "c", **texts, "relation": "equal", **numbers, "holds": True} | changed
+    return {"experiment": "x", "chapter": 3, "holds": True, "claims": [claim], "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"holds": "yes"}, {"holds": False}, {"predicted": "x"}, {"measured": True}, {"relation": "foo"}, {"name": None}],
+    ids=repr,
+)
+def test_a_verdict_that_the_lab_did_not_write_is_refused(run: RunDir, changed: dict[str, object]) -> None:
+    run.verdict.write_text(json.dumps(a_verdict(**changed)))
+    with pytest.raises(Refusal, match=r"its verdict.json is not whole \(ValueError: "):
+        run.read_verdict()
+
+
+def test_a_verdict_without_claims_is_refused(run: RunDir) -> None:
+    run.verdict.write_text(json.dumps(a_verdict() | {"claims": []}))
+    with pytest.raises(Refusal, match="it has no claims"):
+        run.read_verdict()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", "null", b"\xff", None], ids=repr)

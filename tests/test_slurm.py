@@ -162,7 +162,10 @@ def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFix
     stand_in("sbatch", "echo '17;cluster'")
     assert submit("k=2,4,8") == 0
     assert json.loads(Path("s/jobs.json").read_text()) == {"job-0.sbatch": "17"}
-    done = {"experiment": "pca_autoencoder", "chapter": 3, "holds": True, "claims": [], "provenance": {}}
+    numbers = dict.fromkeys(("predicted", "measured", "standard_error", "difference", "tolerance"), 0.5)
+    texts = dict.fromkeys(("name", "statement", "reference", "because", "note"), "a text")
+    claim = texts | numbers | {"relation": "equal", "holds": True}
+    done = {"experiment": "pca_autoencoder", "chapter": 3, "holds": True, "claims": [claim], "provenance": {}}
     Path("s/k=2/verdict.json").write_text(json.dumps(done))
     script = Path("s/job-0.sbatch").absolute()
     stand_in("squeue", f"echo '17|1|PENDING|Priority|{script}'; echo '17|2|PENDING|x|/elsewhere/job-0.sbatch'")

@@ -31,6 +31,7 @@ def job(line):
 for done, code in run_jobs([job(line) for line in sys.argv[1:]], at_once=2):
     print(done.console.parent, code, flush=True)
 """
+CRASHES = "callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping callbacks.early.monitor=nothing"
 SHORT, LONG = "trainer.max_steps=20", "trainer.max_steps=1000000 callbacks.checkpoints.every_n_steps=50"
 
 
@@ -52,7 +53,7 @@ def test_every_job_runs_and_one_that_fails_stops_no_other(tmp_path: Path) -> Non
     with held.lock():
         process = start(
             tmp_path,
-            f"crashes {SHORT} model.optimizer._target_=torch.optim.SparseAdam",
+            f"crashes {SHORT} {CRASHES}",
             f"refuted {SHORT}",
             f"held {SHORT}",
             f"killed {LONG}",

@@ -98,7 +98,8 @@ def launchers(n_jobs: int) -> dict[str, tuple[Callable[[Path], list[str]], list[
     at_once = [f"hydra.launcher.n_jobs={n_jobs}"]
     if n_jobs == 1:
         return {OURS: (ours, at_once), f"{OTHERS}'s basic": (partial(hydra, "basic"), [])}
-    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+    plugins = importlib.util.find_spec("hydra_plugins")
+    if plugins is None or importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         return {OURS: (ours, at_once)}
     return {OURS: (ours, at_once), f"{OTHERS}'s joblib": (partial(hydra, "joblib"), at_once)}
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 import annotated_types as at
 
-from lab.errors import Refusal, nearest
+from lab.errors import Refusal, nearest, nearest_key
 from lab.signature import UNKNOWN, Parameter, Signature, signature
 from lab.signature.annotations import Opaque
 from lab.signature.checks import Part, refuses
-from lab.signature.nodes import Wanted, instance, is_a, made_by
+from lab.signature.nodes import Wanted, abstract_methods, instance, is_a, made_by
 from lab.signature.values import choices, describe, fits, is_finite
 from lab.types import NonNegativeInt, PositiveInt
 
@@ -65,6 +65,9 @@ _MADE = {
 
 _STEPPED = {"torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler"}
 """Whose `step` the training loop calls without arguments."""
+
+_UNFIT = {"torch.optim.sparse_adam.SparseAdam": "it takes sparse gradients, which no model here has"}
+"""What would fail at its first step."""
 
 _RESERVED = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
@@ -118,9 +121,13 @@ def check_parts(config: dict[str, Any], raw: dict[str, Any]) -> None:
             raise Refusal(_blaming(f"claims.{name}", why, node, raw["claims"][name]))
 
 
-def check_value(key: str, value: Any, annotation: Any, raw: Any = None) -> None:
-    """Refuse a plain value that its annotation does not allow; nodes are held against their own signature instead."""
-    if annotation is Any or _has_node(value) or fits(value, annotation):
+def check_value(key: str, value: Any, annotation: Any, raw: Any = None, *, nodes: bool = True) -> None:
+    """Refuse a plain value that its annotation does not allow; nodes are held against their own signature instead.
+
+    Args:
+        nodes: whether there may be nodes in the value at all.
+    """
+    if annotation is Any or (nodes and _has_node(value)) or fits(value, annotation):
         return
     allowed = describe(annotation)
     if not is_finite(value):
@@ -197,7 +204,7 @@ def _refuse_unknown(key: str, node: dict[str, Any], name: str, found: Signature)
     allowed = [n for n in found.parameters if not (key == "trainer" and n in LAB_SET)]
     short = node["_target_"].rpartition(".")[2]
     takes = f"{short} takes {', '.join(allowed)}" if allowed else f"{short} takes no parameters"
-    close = nearest(join(key, name), [join(key, n) for n in allowed]) if nearest(name, allowed) else ""
+    close = nearest_key(join(key, name), allowed)
     raise Refusal(f"unknown key {join(key, name)}={shown(node[name])}{close}; {takes}")
 
 
@@ -216,12 +223,16 @@ def _check_reserved(key: str, node: dict[str, Any]) -> None:
 def _check_made(key: str, value: Any, annotation: Any, wanted: Wanted | None) -> None:
     """Refuse a node that does not make what its place wants, and where only a node will do, what is none."""
     if wanted is None:
-        if _is_node(value) and not {Any, Opaque} & {annotation, *typing.get_args(annotation)}:
-            raise Refusal(f"{key}._target_={shown(value['_target_'])} is not allowed: {key} is {describe(annotation)}")
+        if not {Any, Opaque} & {annotation, *typing.get_args(annotation)}:
+            for name, node in _nodes(key, value):
+                found = shown(node["_target_"])
+                raise Refusal(f"{name}._target_={found} is not allowed: {key} is {describe(annotation)}")
     elif wanted.each and not _is_node(value):
         for name, child in _children(key, value):
             if not _has_node(child) and not wanted.plain and not (child is None and wanted.optional):
-                raise Refusal(f"{name}={shown(child)} is not allowed: a node that makes a {wanted}")
+                others = [other for other, node in _children(key, value) if _is_node(node)]
+                close = nearest_key(name, others)
+                raise Refusal(f"{name}={shown(child)} is not allowed: a node that makes a {wanted}{close}")
             _check_made(name, child, Opaque, replace(wanted, each=False))
     elif _is_node(value) and isinstance(value["_target_"], str):
         _check_target(key, value, wanted)
@@ -233,6 +244,15 @@ def _check_target(key: str, node: dict[str, Any], wanted: Wanted) -> None:
     made = made_by(target)
     if made is None or not is_a(made, wanted.classes):
         raise Refusal(f"{key}._target_={target} is not allowed: it must make a {wanted}")
+    if missing := abstract_methods(made):
+        raise Refusal(
+            f"{key}._target_={target} is not allowed: {made.node.name} leaves {', '.join(missing)} to the classes "
+            "built on it"
+        )
+    if made.name in _STEPPED:
+        raise Refusal(f"{key}._target_={target} is not allowed: only a class built on {made.node.name} takes a step")
+    if why := _UNFIT.get(made.name):
+        raise Refusal(f"{key}._target_={target} is not allowed: {why}")
     if bool(node.get("_partial_")) is not wanted.called:
         needed = "is called to make it" if wanted.called else "is used as it stands"
         raise Refusal(f"{key}._partial_ must be {'true' if wanted.called else 'false'}: the {made.node.name} {needed}")
@@ -243,6 +263,9 @@ def _check_target(key: str, node: dict[str, Any], wanted: Wanted) -> None:
                 f"{key}._target_={target} is not allowed: its step needs {', '.join(needs)}, "
                 "which the training loop does not pass"
             )
+        for other in ("foreach", "differentiable"):
+            if node.get("fused") is True and node.get(other) is True:
+                raise Refusal(f"{key}.fused=true is not allowed with {key}.{other}=true")
 
 
 def _check_guards(key: str, given: dict[str, Any], raw: dict[str, Any], found: Signature) -> None:
@@ -278,8 +301,17 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
+def _nodes(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The nodes at `key` and below that stand in no other node."""
+    if _is_node(value):
+        yield key, value
+    else:
+        for name, child in _children(key, value):
+            yield from _nodes(name, child)
+
+
 def _has_node(value: Any) -> bool:
-    return _is_node(value) or any(_has_node(child) for _, child in _children("", value))
+    return any(True for _ in _nodes("", value))
 
 
 def _described(parameter: Parameter) -> str:

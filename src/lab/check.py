@@ -13,7 +13,7 @@ import annotated_types as at
 
 from lab import compose
 from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
-from lab.errors import Refusal, nearest
+from lab.errors import Refusal, nearest, nearest_key
 from lab.machine import check_machine
 from lab.rundir import FIGURE
 from lab.signature.checks import Part
@@ -60,9 +60,10 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
     raw = compose.plain(cfg, resolve=False, complete=False)
     _check_top_level(raw)
     check_nulls("", raw)
+    compose.require(cfg, _SCALARS)  # before the nodes that refer to them
     config = compose.plain(cfg)
     for key, kind in _SCALARS.items():
-        check_value(key, config[key], kind, raw[key])
+        check_value(key, config[key], kind, raw[key], nodes=False)
     if config["name"] not in compose.experiments():
         close = nearest(config["name"], compose.experiments())
         raise Refusal(f"name={config['name']} is not the name of a file in conf/experiment{close}")
@@ -147,8 +148,8 @@ def _check_group(group: str, nodes: Any) -> None:
         if node is None:
             raise Refusal(f"{group}.{name}=null is not allowed: ~{group}.{name} takes it out")
         if not isinstance(node, dict) or "_target_" not in node:
-            others = [f"{group}.{n}" for n, other in nodes.items() if isinstance(other, dict) and "_target_" in other]
-            raise Refusal(f"{group}.{name}={shown(node)} has no _target_{nearest(f'{group}.{name}', others)}")
+            others = [other for other, made in nodes.items() if isinstance(made, dict) and "_target_" in made]
+            raise Refusal(f"{group}.{name}={shown(node)} has no _target_{nearest_key(f'{group}.{name}', others)}")
 
 
 def _check_strategy(trainer: dict[str, Any], model: dict[str, Any]) -> None:

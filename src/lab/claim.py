@@ -7,6 +7,7 @@ and names the relation the two must satisfy. `predict` never sees the run; `meas
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -177,7 +178,13 @@ class Judged:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Judged:
-        """What `to_json` wrote; null becomes NaN."""
+        """What `to_json` wrote; null becomes NaN. ValueError where it is not what that writes."""
+        for name, kind in _KINDS.items():
+            value = record.get(name, "")
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"{name} of a claim is {json.dumps(value)[:40]}")
+        if record["relation"] not in get_args(Kind):
+            raise ValueError(f"relation of a claim is {record['relation']}")
         out = record | {name: math.nan for name in _NUMBERS if record[name] is None}
         if record.get("curve") is not None:
             out["curve"] = {n: [math.nan if v is None else v for v in values] for n, values in record["curve"].items()}
@@ -208,8 +215,18 @@ class Verdict:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Verdict:
-        claims = tuple(Judged.from_json(claim) for claim in record["claims"])
-        return cls(record["experiment"], record["chapter"], claims, record["provenance"])
+        """What `to_json` wrote; ValueError where it is not what that writes."""
+        verdict = cls(
+            record["experiment"],
+            record["chapter"],
+            tuple(Judged.from_json(claim) for claim in record["claims"]),
+            dict(record["provenance"]),
+        )
+        if not verdict.claims:
+            raise ValueError("it has no claims")
+        if record["holds"] is not verdict.holds:
+            raise ValueError(f"holds is {json.dumps(record['holds'])[:40]}, its claims say {verdict.holds}")
+        return verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +304,12 @@ def _judged(
 
 
 _NUMBERS = {"predicted", "measured", "standard_error", "difference", "tolerance"}
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "statement", "reference", "relation", "because", "note"), str),
+    **dict.fromkeys(_NUMBERS, int | float | None),
+    "holds": bool,
+}
+"""What a judged claim is made of, as JSON."""
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import paths
-from lab.errors import Refusal, nearest
+from lab.errors import Refusal, nearest, nearest_key
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -111,6 +111,13 @@ def plain(cfg: DictConfig, *, resolve: bool = True, complete: bool = True) -> di
         return OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=complete)  # type: ignore[return-value]
 
 
+def require(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Refuse where one of these keys is missing or refers to something that is."""
+    with refusals():
+        for key in keys:
+            cfg[key]
+
+
 # --------------------------------------------------------------------------------------------------------- experiments
 
 
@@ -119,12 +126,18 @@ def experiments() -> list[str]:
     return sorted(path.stem for path in (paths.CONF / "experiment").glob("*.yaml"))
 
 
-def lineage(name: str) -> tuple[str, ...]:
-    """An experiment and those it composes on top of, nearest first."""
+def lineage(name: str, above: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """An experiment and those it composes on top of, nearest first.
+
+    Args:
+        above: what is composed on top of it.
+    """
     path = paths.CONF / "experiment" / f"{name}.yaml"
-    defaults = _yaml(path).get("defaults", []) if path.is_file() else []
-    bases = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
-    return (name, *(ancestor for base in reversed(bases) for ancestor in lineage(base.rpartition("/")[2])))
+    if name in above:
+        raise Refusal(f"{_relative(path)} builds on itself: {' → '.join((*above, name))}")
+    defaults = (_yaml(path).get("defaults") or []) if path.is_file() else []
+    bases = [entry.rpartition("/")[2] for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return (name, *(ancestor for base in reversed(bases) for ancestor in lineage(base, (*above, name))))
 
 
 def _check_files(experiment: str) -> None:
@@ -258,7 +271,8 @@ def parse(text: str) -> Override:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
         problem = str(error).partition(" expecting {")[0]
-        raise Refusal(f"{text} is not an override Hydra can read: {' '.join(problem.split())}") from None
+        close = nearest_key(text.partition("=")[0].lstrip("+~"), base_keys())
+        raise Refusal(f"{text} is not an override Hydra can read: {' '.join(problem.split())}{close}") from None
 
 
 def _rewrite(text: str, override: Override) -> str:
@@ -266,8 +280,8 @@ def _rewrite(text: str, override: Override) -> str:
 
     key = override.key_or_group
     if override.is_sweep_override():
-        alternative = f"{key}=[{text.partition('=')[2]}]"
-        raise Refusal(f"{text} has several values: -m runs each of them, {alternative} is a list")
+        alternative = f", {key}=[{text.partition('=')[2]}] is a list" if "." in key else ""
+        raise Refusal(f"{text} has several values: -m runs each of them{alternative}")
     if override.value() == {} and not override.is_delete():
         raise Refusal(f"{text} changes nothing, since mappings are merged; ~{key}.<name> takes out one of its entries")
     is_group = _is_group(key)
@@ -299,8 +313,10 @@ def _options(group: str) -> list[str]:
 
 
 def _check_option(group: str, override: Override) -> None:
-    """Refuse an option without a file, before Hydra says so on many lines."""
+    """Refuse several options, or one without a file, before Hydra merges the ones or says the other on many lines."""
     allowed = _options(group)
+    if not override.is_discrete_sweep() and isinstance(override.value(), list):
+        raise Refusal(f"{override.input_line} is not allowed: a run has one {group}; allowed: {', '.join(allowed)}")
     for value in _values(override):
         if isinstance(value, bool | int | float) or (isinstance(value, str) and not _has_option(group, value)):
             raise Refusal(
@@ -374,7 +390,7 @@ def _line(error: BaseException) -> str:
         said = str(error).partition("Missing mandatory value: ")[2].split()
         return f"{said[0] if said else error.full_key}=??? is missing: the experiment or the command line must set it"
     if isinstance(error, InterpolationKeyError):
-        return f"{error.full_key}: {_flat(error)}{_nearest_key(error)}"
+        return _dangling(error)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {_flat(error)}" if error.full_key else _flat(error)
     return _flat(error) if isinstance(error, HydraException) else ""
@@ -398,9 +414,20 @@ def _flat(error: BaseException) -> str:
     return " ".join(" ".join(lines).split())
 
 
-def _nearest_key(error: Any) -> str:
+def _dangling(error: Any) -> str:
+    """What refers to a key that is not there, with the nearest that is."""
+    from omegaconf import OmegaConf
+
     wanted = re.search(r"'([^']+)' not found", str(error))
     root = error.parent_node._get_root() if error.parent_node is not None else None
     if wanted is None or root is None:
-        return ""
-    return nearest(wanted[1], [str(key) for key in root])
+        return f"{error.full_key}: {_flat(error)}"
+    keys = list(_keys(OmegaConf.to_container(root, resolve=False)))
+    return f"{error.full_key} refers to {wanted[1]}, which is not there{nearest(wanted[1], keys)}"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested mappings."""
+    for name, child in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _keys(child, f"{prefix}{name}.")

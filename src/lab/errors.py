@@ -26,8 +26,20 @@ class Refusal(Exception):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the allowed name closest to `name`, or nothing when none is close."""
+    close = _closest(name, allowed)
+    return f", did you mean '{close}'?" if close else ""
+
+
+def nearest_key(key: str, allowed: Iterable[str]) -> str:
+    """`nearest` for a dotted key among those beside it: only their last parts are compared."""
+    place, dot, name = key.rpartition(".")
+    close = _closest(name, [other.rpartition(".")[2] for other in allowed])
+    return f", did you mean '{place}{dot}{close}'?" if close else ""
+
+
+def _closest(name: str, allowed: Iterable[str]) -> str:
     as_written = {choice: choice for choice in allowed}
     for written, choices in ((name, as_written), (name.casefold(), {c.casefold(): c for c in as_written})):
         if close := difflib.get_close_matches(written, choices, n=1, cutoff=0.5):
-            return f", did you mean '{choices[close[0]]}'?"
+            return choices[close[0]]
     return ""

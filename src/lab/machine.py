@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lab import compose, paths
 from lab.errors import Refusal
+from lab.signature.checks import Part
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,7 +42,7 @@ def check_machine(cfg: DictConfig, *, nodes: int = 1, elsewhere: bool = False) -
         cores = len(usable_cores())
         if config["threads"] > cores:
             raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
-    _check_batches("data", config["data"], world_size(cfg))
+    _check_batches("data", config["data"], world_size(cfg), getattr(Part(config["data"]), "n", None))
     _check_output(config.get("run_dir"))
 
 
@@ -151,22 +152,23 @@ def _check_devices(trainer: dict[str, Any]) -> None:
         raise Refusal(f"trainer.devices={devices} is not allowed: 1..{most}, the {unit} of this machine")
 
 
-def _check_batches(key: str, node: Any, processes: int) -> None:
-    """Every global batch below `key` splits evenly over the processes."""
+def _check_batches(key: str, node: Any, processes: int, most: int | None) -> None:
+    """Every global batch below `key` splits evenly over the processes; `most` is the largest there can be."""
     match node:
         case dict():
             for name, value in node.items():
                 if name == "batch_size" and isinstance(value, int) and value % processes:
                     below, above = value // processes * processes, -(-value // processes) * processes
-                    allowed = f"{below} or {above}" if below else str(above)
+                    near = [size for size in (below, above) if 0 < size <= (most or above)]
+                    allowed = " or ".join(map(str, near)) or "null, the full batch"
                     raise Refusal(
                         f"{key}.{name}={value} does not divide over {processes} processes "
                         f"(trainer.devices); the nearest allowed: {allowed}"
                     )
-                _check_batches(f"{key}.{name}", value, processes)
+                _check_batches(f"{key}.{name}", value, processes, most)
         case list():
             for position, value in enumerate(node):
-                _check_batches(f"{key}[{position}]", value, processes)
+                _check_batches(f"{key}[{position}]", value, processes, most)
 
 
 def _check_files(data: dict[str, Any]) -> None:

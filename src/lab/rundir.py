@@ -83,9 +83,12 @@ class RunDir:
         there, here = (flat(OmegaConf.to_container(c, resolve=True)) for c in (self.read_config(), cfg))
         absent = object()
         differing = sorted(
-            key
-            for key in (there | here)
-            if key not in ("run_dir", "id") and there.get(key, absent) != here.get(key, absent)
+            (
+                key
+                for key in (there | here)
+                if key not in ("run_dir", "id") and there.get(key, absent) != here.get(key, absent)
+            ),
+            key=lambda key: (key.count("."), key),  # seed before data.seed, which follows it
         )
         if differing:
             key = differing[0]

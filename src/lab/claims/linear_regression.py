@@ -110,8 +110,8 @@ class Contraction(_AboutDesign):
     symbol, x_symbol = r"contraction per step $\rho$", r"condition number $\kappa$"
     relation = equal(
         "rounding, 1e-15 of the first step, is δ = 1e-5 of the last one fitted; at its worst it turns a line of "
-        "T = ln(1e6)·κ/2 steps by 6δ·(κ/2)/T² < 0.07 δ/κ, 4e-8 for κ > 20 (9e-9 seen over 7680 replicates). "
-        "Faster modes add (ρ₂/ρ)²ᵗ < 1e-15 once ‖w_{t+1} − w_t‖ is under 1e-4 of the first",
+        "T = ln(1e6)·κ/2 steps by 6δ·(κ/2)/T² < 0.07 δ/κ, 5e-8 for κ > 15 (9e-9 seen over 7680 replicates). "
+        "Faster modes add (ρ₂/ρ)²ᵗ < 1e-9 once ‖w_{t+1} − w_t‖ is under 1e-4 of the first",
         atol=1e-7,
     )
     window = (1e-10, 1e-4)

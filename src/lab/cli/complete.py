@@ -30,7 +30,8 @@ FLAGS = {
 
 def main(argv: list[str]) -> int:
     """Print the words, separated by spaces; a line that cannot be read has none, and says nothing."""
-    words = offered(os.environ.get("COMP_LINE", ""))
+    line = os.environ.get("COMP_LINE", "")
+    words = offered(line)
     if words is not None:
         print(" ".join(words))
         return HOLDS
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stderr(io.StringIO()):
         with contextlib.redirect_stdout(said):
             run.main(argv)
-        print(said.getvalue(), end="")
+        print(said.getvalue().rstrip("\n"), *parameters(*_split(line)))
     return HOLDS
 
 
@@ -57,6 +58,23 @@ def offered(line: str) -> list[str] | None:
     if not word.startswith("-") and (verb == "verify" or (verb == "show" and len(before) == 1)):
         choices = compose.experiments()
     return [choice for choice in choices if choice.startswith(word)]
+
+
+def parameters(before: list[str], word: str) -> list[str]:
+    """`model.net.k=` and so on: what the node that is being typed takes and no file sets; Hydra offers the others."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from lab.signature import signature
+
+    place, dot, name = word.partition("=")[0].rpartition(".")
+    if not dot or "=" in word:
+        return []
+    with contextlib.suppress(Exception):  # a line that is half typed may not compose
+        node = OmegaConf.select(compose.compose([text for text in before if "=" in text]), place)
+        if isinstance(node, DictConfig) and "_target_" in node:
+            taken = signature(str(node["_target_"])).parameters
+            return [f"{place}.{other}=" for other in taken if other not in node and other.startswith(name)]
+    return []
 
 
 def _split(line: str) -> tuple[list[str], str]:

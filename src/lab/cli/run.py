@@ -68,6 +68,8 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
         name, given, value = word.partition("=")
         name = _SHORT.get(name, name)
         if name in _PLAIN:
+            if given:
+                raise Refusal(f"{word} is not allowed: {name} takes no value")
             flags[name] = None
         elif name == "--info":
             flags[name] = value if given else rest.pop(0) if rest and rest[0] in _CHOICES[name] else "all"

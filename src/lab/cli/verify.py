@@ -16,6 +16,17 @@ from lab import compose, paths
 from lab.cli.arguments import Arguments
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest
 
+MOST_SEEDS = 10_000
+OWN = {
+    "experiment": "the experiments are named before it",
+    "seed": "--seeds N runs the seeds 0 … N−1",
+    "run_dir": "each run has a folder of its own below outputs/verify",
+    "id": "each run has an id of its own",
+    "logger": "verify sends nothing to wandb",
+    "control": "--controls runs every control",
+}
+"""What verify sets itself, and how."""
+
 
 def main(argv: list[str]) -> int:
     """Verify what the arguments name; exit code 0 when all is as theory says, 1 when a run crashed, 3 otherwise."""
@@ -37,6 +48,11 @@ def main(argv: list[str]) -> int:
     for flag in ("seeds", "jobs"):
         if getattr(given, flag) < 1:
             raise Refusal(f"--{flag} {getattr(given, flag)} is out of range; allowed: at least 1")
+    if given.seeds > MOST_SEEDS:
+        raise Refusal(f"--seeds {given.seeds} is out of range; allowed: at most {MOST_SEEDS}")
+    for override in map(compose.parse, given.more):
+        if (key := override.key_or_group) in OWN:
+            raise Refusal(f"--set {override.input_line} is not allowed: {OWN[key]}")
     known = compose.experiments()
     for name in given.names:
         if name not in known:

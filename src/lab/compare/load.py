@@ -162,12 +162,9 @@ def run_directory(path: Path, swept: dict[str, str] | None = None) -> Loaded:
     run = RunDir(path)
     config = read_config(run.config) if run.config.exists() else dict(swept or {})
     name = path.resolve().name
-    try:
-        columns = results.metrics(run.metrics)
-        steps = columns.pop("step", [])
-        curves = {printable(column): (steps, values) for column, values in columns.items()}
-    except (OSError, ValueError, IndexError) as error:
-        raise Refusal(f"{run.metrics} is torn or no table of numbers: {error}") from None
+    columns = results.metrics(run.metrics)
+    steps = columns.pop("step", [])
+    curves = {printable(column): (steps, values) for column, values in columns.items()}
     if not run.finished:
         there = results.row(name, {}, path, None)
         return Loaded(

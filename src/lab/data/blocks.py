@@ -3,6 +3,7 @@ resume."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -98,17 +99,20 @@ class InMemoryData(LightningDataModule):
         self.rank, self.world_size = 0, 1
         self._loaded = False
 
+    @abstractmethod
     def load(self) -> None:
-        raise NotImplementedError
+        """Draw or read the data, once."""
 
     def check(self) -> None:
         """Raise `Refusal` where what was loaded does not allow the parameters, or too many ranks share it."""
 
+    @abstractmethod
     def place(self, device: torch.device) -> None:
-        raise NotImplementedError
+        """Move them to the device that trains, cut to this rank's share."""
 
+    @abstractmethod
     def block(self, start: int, stop: int) -> Block:
-        raise NotImplementedError
+        """The batches of steps start … stop − 1."""
 
     def setup(self, stage: str | None = None) -> None:
         trainer = self.trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ class Images(InMemoryData):
     labels: Tensor
     held_out: Tensor | None = None
 
+    @abstractmethod
     def images(self) -> Tensor:
         """The raw images, (n, height, width)."""
-        raise NotImplementedError
 
     def load(self) -> None:
         images = self.images()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
 from lab.errors import Refusal
 from lab.random import generator, normal
-from lab.types import NonNegative, NonNegativeInt, Positive, PositiveInt
+from lab.types import NonNegativeInt, PositiveInt, Scale
 
 
 class Design:
@@ -33,10 +33,10 @@ class Design:
         d: PositiveInt,
         samples: Annotated[list[PositiveInt], MinLen(1)],
         replicates: PositiveInt = 1,
-        top: Positive = 1.0,
-        bulk: Positive = 1.0,
-        bottom: Positive = 1.0,
-        noise: NonNegative = 0.5,
+        top: Scale = 1.0,
+        bulk: Scale = 1.0,
+        bottom: Scale = 1.0,
+        noise: Annotated[float, Ge(0), Le(1e12)] = 0.5,
         batch_size: PositiveInt | None = None,
     ) -> None:
         if batch_size is not None and len(set(samples)) > 1:

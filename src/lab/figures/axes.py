@@ -100,6 +100,9 @@ def _log_ticks(ax: Axes, way: Way, values: Floats, low: float, high: float) -> N
         if decades < 6:
             axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=100))
     axis.set_minor_formatter(NullFormatter())
+    if decades < 0.6 and plain and not isinstance(axis.get_major_locator(), FixedLocator):
+        axis.set_major_formatter(_Ticks(0.0, 0))
+        return
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if plain else _power(v)))
 
 

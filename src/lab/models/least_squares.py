@@ -83,6 +83,11 @@ class LeastSquares(SteppedModule):
         most = data.designs[recorded].replicates
         if self.record > most:
             raise Refusal(f"record={self.record} is more than data.designs.{recorded}.replicates={most}")
+        if data.trainer is not None and self.record * data.trainer.max_steps > 10**9:
+            raise Refusal(
+                f"record={self.record} times trainer.max_steps={data.trainer.max_steps} is more than 10^9: so many "
+                "norms are kept, 8 GB; record=0 keeps none"
+            )
         if data.trainer is not None and data.trainer.precision == "bf16-true":
             raise Refusal(
                 "trainer.precision=bf16-true is not allowed: a step below 1/256 of a weight would leave it as it is; "

@@ -57,6 +57,20 @@ def is_a(found: Definition, classes: tuple[Definition, ...]) -> bool:
     return any(owner.node is one.node for owner in lineage(found) for one in classes)
 
 
+def abstract_methods(found: Definition) -> list[str]:
+    """The methods that a class or its bases declare with `@abstractmethod` and none of them implements."""
+    nearest_first: dict[str, ast.FunctionDef] = {}
+    for owner in lineage(found):
+        for node in owner.node.body:
+            if isinstance(node, ast.FunctionDef):
+                nearest_first.setdefault(node.name, node)
+    return [
+        name
+        for name, node in nearest_first.items()
+        if any(ast.unparse(decorator).rpartition(".")[2] == "abstractmethod" for decorator in node.decorator_list)
+    ]
+
+
 def _wanted(module: Module, node: ast.expr) -> Wanted | None:
     match node:
         case ast.Constant(value=None):

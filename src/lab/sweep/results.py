@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lab.errors import Refusal
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue
 from lab.sweep.local import CONSOLE
@@ -117,10 +118,12 @@ def metrics(path: Path) -> dict[str, list[float]]:
     """The columns of a metrics.csv, `step` among them; none where there is no whole row yet."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        header, whole = (rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]) if rows else ([], [])
+        return {name: [float(r[i]) for r in whole] for i, name in enumerate(header)}
     except FileNotFoundError:
         return {}
-    header, whole = (rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]) if rows else ([], [])
-    return {name: [float(r[i]) for r in whole] for i, name in enumerate(header)}
+    except (OSError, ValueError, csv.Error) as error:
+        raise Refusal(f"{path} is torn or no table of numbers: {error}") from None
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
