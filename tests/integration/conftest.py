@@ -55,8 +55,9 @@ class Outcome:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What was trained; `step_norms` is a record, not a weight."""
-        return {k: v for k, v in self.state.items() if not k.startswith("optimizer.") and k != "step_norms"}
+        """What was trained; `step_norms` is a record, and `mean` the data's: neither is a weight."""
+        kept = ("optimizer.", "step_norms", "mean")
+        return {k: v for k, v in self.state.items() if not k.startswith(kept)}
 
     @property
     def metrics(self) -> bytes:
