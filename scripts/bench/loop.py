@@ -206,6 +206,9 @@ def lab(cfg: Any, part: str = "default") -> Outcome:
         pl.seed_everything(cfg.seed, verbose=False)
         trainer = run._trainer(cfg, RunDir(Path(folder)), None, 0, [])
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.start()
         data = instantiate(cfg.data)
         with trainer.init_module():
             model = instantiate(cfg.model)
