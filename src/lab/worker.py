@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from lab.errors import HOLDS, REFUSED, Refusal
+from lab.errors import CRASHED, HOLDS, REFUSED, Refusal
 from lab.launch import STOPS, end_with_parent, leave, on_stop, redirect, refuse_full_disk
 from lab.rundir import RunDir
 
@@ -18,6 +20,8 @@ SLURM_NAMES = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "NODE_RANK": "NODEID",
 
 def main() -> None:
     """Execute the run directory as the rank that the environment says."""
+    code = CRASHED
+    atexit.register(lambda: _leave(code))  # registered first, it runs last
     run_dir, checkpoint, fds = Path(sys.argv[1]), sys.argv[2], [int(word) for word in sys.argv[3:]]
     if not fds:
         os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
@@ -25,11 +29,16 @@ def main() -> None:
     if rank > 0:
         redirect(run_dir / f"rank{rank}.log")  # rank 0 alone speaks to the terminal
     code = _execute(RunDir(run_dir), Path(checkpoint) if checkpoint else None, fds)
-    sys.stdout.flush()
-    sys.stderr.flush()
     if not fds and rank > 0 and code > 128:
         code = HOLDS  # rank 0 says how the run stopped; srun would kill it for this one's code while it closes its logs
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End before Python unloads torch: its communication threads can abort a rank then, though its work was done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _execute(run: RunDir, checkpoint: Path | None, fds: Sequence[int]) -> int:

@@ -80,7 +80,8 @@ def stop_and_finish(
         assert "Traceback" not in err
         assert not (at / "verdict.json").exists()
         seen = min(saved + steps[experiment] // 3, steps[experiment] - BLOCK)
-    start(at, command).end()
+    _, err = start(at, command).end()
+    assert (at / "verdict.json").exists(), f"the last part did not finish: {err}"
     assert outcome(at).differs_from(finished(command)) == []
 
 
