@@ -6,9 +6,10 @@ import math
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from lab.errors import Refusal
+from lab.nets.layers import linear
 from lab.nets.likelihoods import Bernoulli, Gaussian
 from lab.random import generator, normal
 from lab.types import NonNegativeInt, Positive, PositiveInt
@@ -80,10 +81,10 @@ class MLPVAE(nn.Module):
         self.d, self.k, self.scale, self.likelihood = d, k, scale, likelihood
         draw = generator(seed, "MLPVAE")
         self.activation = torch.relu if activation == "relu" else torch.tanh
-        self.encoder = _linear(draw, d, hidden)
-        self.posterior = _linear(draw, hidden, 2 * k)  # mean and log-variance side by side: one product
-        self.decoder = _linear(draw, k, hidden)
-        self.output = _linear(draw, hidden, d)
+        self.encoder = linear(draw, d, hidden)
+        self.posterior = linear(draw, hidden, 2 * k)  # mean and log-variance side by side: one product
+        self.decoder = linear(draw, k, hidden)
+        self.output = linear(draw, hidden, d)
         self.to(torch.get_default_dtype())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +99,3 @@ class MLPVAE(nn.Module):
         output = self.output(self.activation(self.decoder(z)))
         return output * self.scale if self.scale != 1 else output
 
-
-def _linear(draw: Generator, inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, device="meta")
-    for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-        uniform = torch.rand(*shape, generator=draw, dtype=torch.float64, device="cpu")
-        setattr(layer, name, nn.Parameter((2 * uniform - 1) / math.sqrt(inputs)))
-    return layer

@@ -1,0 +1,1 @@
+"""Numerical algorithms that are not trained."""

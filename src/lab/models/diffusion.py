@@ -1,0 +1,142 @@
+"""Diffusion models: the denoising loss, samples along the reverse process, bounds of the likelihood."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lab.algorithms.samplers import Sampler, Velocity, denoised, sample
+from lab.algorithms.schedules import Schedule, signal_and_noise
+from lab.data.blocks import Block, InMemoryData
+from lab.data.digits import Images
+from lab.errors import Refusal
+from lab.models.stepped import SteppedModule
+from lab.random import normal
+from lab.types import Positive, PositiveInt
+
+
+def broadcast(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(α, σ) of each row of x. (n,), (n, ...) → (n, 1, ...) twice"""
+    alpha, sigma = signal_and_noise(log_snr)
+    shape = (-1, *[1] * (x.ndim - 1))
+    return alpha.reshape(shape), sigma.reshape(shape)
+
+
+def squared_errors(velocity: Velocity, x: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
+    """‖ε − ε̂(α x + σ ε, λ)‖², ε̂(x_t, λ) = σ x_t + α v(x_t, λ). (n, ...), (n, ...), (n,) → (n,)
+
+    The network gives v, from which ε̂ is made: so it is x_t itself where there is nothing but noise.
+
+    (Ho, Jain & Abbeel 2020, eq. 14; v: Salimans & Ho 2022, eq. 9.)
+    """
+    alpha, sigma = broadcast(log_snr, x)
+    noisy = alpha * x + sigma * noise
+    predicted = sigma * noisy + alpha * velocity(noisy, log_snr)
+    return (noise - predicted).square().flatten(1).sum(1)
+
+
+def stratified(uniform: Tensor, share: slice, batch_size: int) -> Tensor:
+    """t = (i + u)/B for the rows i of `share` of a batch of B: uniform on [0, 1], and evenly spread over the batch.
+
+    (Kingma, Salimans, Poole & Ho 2021, App. I.1.)
+    """
+    place = torch.arange(share.start, share.stop, device=uniform.device)
+    return (place + uniform) / batch_size
+
+
+class Diffusion(SteppedModule):
+    """Trains `net` to tell the noise in x_t = α x₀ + σ ε, x₀ = (x − offset)/scale, at all log-SNRs of `schedule`.
+
+    Args:
+        net: (x_t, λ) → v.
+        schedule: at which noise levels, and how often.
+        sampler, sample_steps: how samples are drawn.
+        shape: height and width of an image; null where x is no image.
+        offset, scale: of the data, so that x₀ has mean 0 and variance 1, roughly.
+        antithetic: look at each x₀ with ε and with −ε. Where there is little noise the two errors cancel, and with them
+            nearly all that a gradient varies by from batch to batch.
+        octaves: samples, likelihoods and claims tell the network an SNR 2^octaves times that of x_t. 0 is right.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        sampler: Sampler,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        shape: list[PositiveInt] | None = None,
+        offset: float = 0.0,
+        scale: Positive = 1.0,
+        antithetic: bool = False,
+        octaves: float = 0.0,
+        sample_steps: PositiveInt = 64,
+    ) -> None:
+        super().__init__(optimizer, scheduler)
+        self.net, self.schedule, self.sampler, self.sample_steps = net, schedule, sampler, sample_steps
+        self.shape = None if shape is None else tuple(shape)
+        self.offset, self.scale, self.antithetic, self.octaves = offset, scale, antithetic, octaves
+
+    @property
+    def d(self) -> int:
+        """Dimensions of x."""
+        return int(self.net.d)
+
+    def check(self, data: InMemoryData) -> None:
+        """Refuse data of another size than the net's."""
+        d = getattr(data, "d", None)
+        if d is None:
+            raise Refusal("data._target_ must make points or images, such as GaussianMixture: Diffusion trains on no other")
+        if self.net.d != d:
+            raise Refusal(f"net.d={self.net.d} must be {d}: the data have {d} dimensions")
+        if isinstance(data, Images) and (self.shape is None or list(self.shape) != list(data.shape)):
+            shape = None if self.shape is None else list(self.shape)
+            raise Refusal(f"shape={shape} must be {list(data.shape)}, the height and width of the images")
+
+    def batches(self, block: Block) -> Iterable[Any]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        share = data.order.share(data.rank, data.world_size)
+        draws = data.noise(block.step, block.step + len(block), self.d + 1)
+        times = stratified(torch.special.ndtr(draws[..., -1]), share, data.order.batch_size)  # (S, b)
+        levels = self.schedule.log_snr(times)
+        return (
+            (x, weight, noise[:, :-1], level)
+            for (x, weight), noise, level in zip(block.batches, draws, levels, strict=True)
+        )
+
+    def objective(self, batch: tuple[Tensor, float, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        x, weight, noise, log_snr = batch
+        x = self.signal(x)
+        if self.antithetic:
+            x, noise, log_snr = torch.cat([x, x]), torch.cat([noise, -noise]), torch.cat([log_snr, log_snr])
+        loss = weight * squared_errors(self.net, x, noise, log_snr).mean() / self.d
+        return loss, {"loss/net": loss.detach()}
+
+    def signal(self, x: Tensor) -> Tensor:
+        """x₀ of data x."""
+        return (x - self.offset) / self.scale
+
+    def field(self, dtype: torch.dtype = torch.float64) -> Velocity:
+        """The trained network as a sampler sees it, its weights fixed: (x (n, d), λ () or (n,)) → v (n, d)."""
+        net = copy.deepcopy(self.net).to(dtype).eval().requires_grad_(False)
+        shift = self.octaves * math.log(2)
+        return lambda x, log_snr: net(x, (log_snr + shift).expand(len(x)))
+
+    def draw(self, n: int, draw: torch.Generator, sampler: Sampler, steps: int, dtype: torch.dtype) -> Tensor:
+        """n samples of x by so many steps of a sampler, in the units of the data: (n, d)."""
+        field, levels = self.field(dtype), self.schedule.levels(steps)
+        device = next(self.parameters()).device
+        x = sample(sampler, field, normal(draw, n, self.d).to(device, dtype), levels, draw)
+        return self.offset + self.scale * denoised(field, x, levels[-1])
+
+    def sample(self, n: int, draw: torch.Generator) -> Tensor:
+        """n samples, all randomness drawn on the CPU: (n, height, width) of images, (n, d) of points."""
+        x = self.draw(n, draw, self.sampler, self.sample_steps, torch.float32)
+        return x if self.shape is None else x.unflatten(-1, self.shape)

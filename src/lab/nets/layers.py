@@ -1,0 +1,43 @@
+"""Layers whose starting weights are functions of a generator alone: the same on every device and in every process."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+
+def _start(layer: nn.Module, draw: Generator, inputs: int) -> None:
+    """Weights and biases uniform within ±1/√inputs, as PyTorch has them, in float64 on the CPU."""
+    for name, parameter in layer.named_parameters():
+        uniform = torch.rand(*parameter.shape, generator=draw, dtype=torch.float64, device="cpu")
+        setattr(layer, name, nn.Parameter((2 * uniform - 1) / math.sqrt(inputs)))
+
+
+def linear(draw: Generator, inputs: int, outputs: int) -> nn.Linear:
+    """(..., inputs) → (..., outputs)"""
+    layer = nn.Linear(inputs, outputs, device="meta")
+    _start(layer, draw, inputs)
+    return layer
+
+
+def convolution(draw: Generator, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """(n, inputs, h, w) → (n, outputs, h/stride, w/stride): a kernel of `size`×`size`, zeros around the image."""
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, device="meta")
+    _start(layer, draw, inputs * size**2)
+    return layer
+
+
+def silenced(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """The layer with weights and bias 0: what it is added to starts unchanged."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return layer
+
+
+def waves(x: Tensor, frequencies: Tensor) -> Tensor:
+    """(sin f₁x, …, cos f₁x, …): a number as its place on circles of several periods. (n,), (k,) → (n, 2k)"""
+    turns = x.unsqueeze(-1) * frequencies
+    return torch.cat([turns.sin(), turns.cos()], -1)
