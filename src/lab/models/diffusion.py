@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lab.algorithms.samplers import Sampler, Velocity, denoised, sample
 from lab.algorithms.schedules import Schedule, signal_and_noise
@@ -63,6 +61,7 @@ class Diffusion(SteppedModule):
         antithetic: look at each x₀ with ε and with −ε. Where there is little noise the two errors cancel, and with them
             nearly all that a gradient varies by from batch to batch.
         octaves: samples, likelihoods and claims tell the network an SNR 2^octaves times that of x_t. 0 is right.
+        training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
 
     def __init__(
@@ -70,16 +69,15 @@ class Diffusion(SteppedModule):
         net: nn.Module,
         schedule: Schedule,
         sampler: Sampler,
-        optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         shape: list[PositiveInt] | None = None,
         offset: float = 0.0,
         scale: Positive = 1.0,
         antithetic: bool = False,
         octaves: float = 0.0,
-        sample_steps: PositiveInt = 64,
+        sample_steps: PositiveInt = 32,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(**training)
         self.net, self.schedule, self.sampler, self.sample_steps = net, schedule, sampler, sample_steps
         self.shape = None if shape is None else tuple(shape)
         self.offset, self.scale, self.antithetic, self.octaves = offset, scale, antithetic, octaves
@@ -102,12 +100,12 @@ class Diffusion(SteppedModule):
 
     def batches(self, block: Block) -> Iterable[Any]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        share = data.order.share(data.rank, data.world_size)
-        draws = data.noise(block.step, block.step + len(block), self.d + 1)
-        times = stratified(torch.special.ndtr(draws[..., -1]), share, data.order.batch_size)  # (S, b)
-        levels = self.schedule.log_snr(times)
+        share, steps = data.order.share(data.rank, data.world_size), range(block.step, block.step + len(block))
+        draws = data.noise(steps.start, steps.stop, self.d)  # (S, b, d)
+        times = stratified(data.order.uniform(steps, share), share, data.order.batch_size)
+        levels = self.schedule.log_snr(times).to(draws)  # (S, b)
         return (
-            (x, weight, noise[:, :-1], level)
+            (x, weight, noise, level)
             for (x, weight), noise, level in zip(block.batches, draws, levels, strict=True)
         )
 

@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lab.nets.layers import linear, silenced, waves
+from lab.nets.layers import linear, waves
 from lab.random import generator
 from lab.types import NonNegativeInt, PositiveInt
 
 
 class MLPDenoiser(nn.Module):
     """v(x, λ): `layers` hidden layers of SiLU units; the log-SNR λ enters the first as waves of periods 40, 40/2, ….
-
-    It starts at v = 0.
 
     Args:
         d: dimensions of x.
@@ -36,7 +34,7 @@ class MLPDenoiser(nn.Module):
         self.place = linear(draw, d, hidden)
         self.level = linear(draw, 2 * periods, hidden)
         self.hidden = nn.Sequential(*(linear(draw, hidden, hidden) for _ in range(layers - 1)))
-        self.output = silenced(linear(draw, hidden, d))
+        self.output = linear(draw, hidden, d)
         frequencies = 2 * math.pi / 40 * torch.arange(1, periods + 1, device="cpu")
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.to(torch.get_default_dtype())

@@ -29,14 +29,6 @@ def convolution(draw: Generator, inputs: int, outputs: int, size: int = 3, strid
     return layer
 
 
-def silenced(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """The layer with weights and bias 0: what it is added to starts unchanged."""
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.zero_()
-    return layer
-
-
 def waves(x: Tensor, frequencies: Tensor) -> Tensor:
     """(sin f₁x, …, cos f₁x, …): a number as its place on circles of several periods. (n,), (k,) → (n, 2k)"""
     turns = x.unsqueeze(-1) * frequencies

@@ -1,0 +1,99 @@
+"""What a diffusion model does in the plane: samples through time, and the loss at each noise level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lab.algorithms.samplers import sample
+from lab.algorithms.samplers.heun import Heun
+from lab.algorithms.schedules import Cosine, signal_and_noise
+from lab.claim import Run
+from lab.claims.diffusion import FloorReached
+from lab.pictures import Picture
+from lab.random import generator, normal
+from lab.theory import mixture
+from lab.types import PositiveInt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Flow(Picture):
+    """Samples on their way from noise to data, over the data's density, with the field that moves them
+
+    Arrows are −v, the direction in which a sample goes; their length is to scale within a panel.
+    """
+
+    def __init__(self, samples: PositiveInt = 600, panels: PositiveInt = 6, arrows: PositiveInt = 13) -> None:
+        self.samples, self.panels, self.arrows = samples, panels, arrows
+
+    def draw(self, run: Run) -> Figure:
+        from lab.figures import blank
+        from lab.figures.panel import INK, MEASURED
+
+        model, field = run.model, run.model.field()
+        levels = Cosine(model.schedule.least, model.schedule.most).levels(20 * (self.panels - 1))
+        x = normal(generator(run.data.seed, "Flow"), self.samples, run.data.d)
+        reach = 2.6
+        axis = torch.linspace(-reach, reach, 120, dtype=torch.float64)
+        plane = torch.cartesian_prod(axis, axis)
+        axis_of_arrows = torch.linspace(-reach, reach, self.arrows, dtype=torch.float64)
+        places = torch.cartesian_prod(axis_of_arrows, axis_of_arrows)
+        columns = min(3, self.panels)
+        rows = -(-self.panels // columns)
+        figure = blank(16, 5.6 * rows)
+        for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            if i >= self.panels:
+                ax.remove()
+                continue
+            if i:
+                x = sample(Heun(), field, x, levels[20 * (i - 1) : 20 * i + 1])
+            level = levels[20 * i]
+            alpha, sigma = signal_and_noise(level)
+            density = mixture.log_density(mixture.with_noise(run.data.law, float(alpha), float(sigma)), plane).exp()
+            ax.imshow(
+                density.reshape(120, 120).mT.numpy(),
+                extent=(-reach, reach, -reach, reach),
+                origin="lower",
+                cmap="Blues",
+                vmin=0,
+                vmax=1.6 * float(density.max()),
+            )
+            arrows = -field(places, level)
+            ax.quiver(*places.mT.numpy(), *arrows.mT.numpy(), color=INK, alpha=0.55, width=0.004)
+            ax.scatter(*x.mT.numpy(), s=2.5, color=MEASURED, linewidths=0)
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[-2, 0, 2], yticks=[-2, 0, 2], aspect="equal")
+            ax.set_title(f"$\\lambda$ = {float(level):.1f},  $\\sigma$ = {float(sigma):.2f}".replace("-", "−"))
+        return figure
+
+
+class Levels(Picture):
+    """The loss above its floor at each noise level, of all that there is to tell: what a network that says 0 leaves
+
+    Left the denoising loss and its floor, right their difference, E‖ε̂ − E[ε|x_t]‖².
+    """
+
+    def __init__(self, draws: PositiveInt = 2**13) -> None:
+        self.draws = draws
+
+    def draw(self, run: Run) -> Figure:
+        import numpy as np
+
+        from lab.figures import blank
+        from lab.figures.panel import MEASURED, THEORY
+
+        claim = FloorReached(draws=self.draws)
+        fine = torch.linspace(run.model.schedule.least, run.model.schedule.most, 57, dtype=torch.float64)
+        floors = [mixture.minimum_mean_squared_error(run.data.law, *map(float, signal_and_noise(v))) for v in fine]
+        measured, at = claim.measure(run), np.asarray(claim.levels)
+        figure = blank(16, 6.5)
+        left, right = figure.subplots(1, 2)
+        left.plot(fine, floors, color=THEORY, label="floor $E\\,\\mathrm{Var}(\\varepsilon|x_t)$")
+        left.plot(at, measured.value, "o", color=MEASURED, markersize=4, label="loss")
+        left.axhline(run.data.d, color="0.6", linewidth=0.6, linestyle="--")
+        left.text(float(fine[0]), run.data.d, " nothing told", va="bottom", color="0.4")
+        left.set(xlabel=r"log-SNR $\lambda$", ylabel=r"$E\|\varepsilon - \hat\varepsilon\|^2$", ylim=(0, 1.12 * run.data.d))
+        left.legend(loc="center left")
+        return figure
