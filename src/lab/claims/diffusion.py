@@ -155,9 +155,7 @@ class ScoreError(_PerLevel):
         "the error, made at all levels, that would use up what `likelihood` allows; of 8192 draws it is known to 2 %"
     )
 
-    def __init__(
-        self, least: int = -4, most: int = 6, draws: PositiveInt = 2**13, span: Positive = 14.0
-    ) -> None:
+    def __init__(self, least: int = -4, most: int = 6, draws: PositiveInt = 2**13, span: Positive = 14.0) -> None:
         super().__init__(least, most, draws)
         self.span = span
 

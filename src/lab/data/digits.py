@@ -98,6 +98,39 @@ class CentredImages(Images):
         self.x = (x - self.mean).to(self.dtype)
 
 
+class GreyImages(Images):
+    """Images of `grey` levels from 0 to 1, and images held out.
+
+    They lie on the device as the bytes that they are, a quarter of their size as numbers, and a batch at a time is
+    scaled.
+
+    Attributes:
+        grey: levels of grey. held_out: (n', d), held_out_labels: (n',); bytes, as `x` is.
+    """
+
+    grey: int
+    held_out: Tensor
+    held_out_labels: Tensor
+
+    def as_pixels(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).div_(self.grey - 1)
+
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        return self.as_pixels(self.held_out[:n]), self.held_out_labels[:n]
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """(images (1797, 8, 8) of 0 … 16, labels (1797,)): the file that scikit-learn's `load_digits` reads.
+
+    It is read without the second that importing scikit-learn takes.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8)), torch.from_numpy(rows[:, -1]).long()
+
+
 class Digits(CentredImages):
     """1797 handwritten digits of 8×8 pixels with values 0 … 16 (Alpaydin & Kaynak 1998), shipped with scikit-learn."""
 
@@ -105,10 +138,19 @@ class Digits(CentredImages):
     shape = (8, 8)
 
     def images(self) -> Tensor:
-        # the file that load_digits reads, without the second that importing scikit-learn takes
-        package = importlib.util.find_spec("sklearn")
-        assert package is not None
-        assert package.origin is not None
-        rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-        self.labels = torch.from_numpy(rows[:, -1]).long()
-        return torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8))
+        images, self.labels = read_digits()
+        return images
+
+
+class GreyDigits(GreyImages):
+    """The same digits, not centred, with values from 0 to 1; every fifth, 360 of them, is held out."""
+
+    n, d, grey = 1437, 64, 17
+    shape = (8, 8)
+
+    def images(self) -> Tensor:
+        images, labels = read_digits()
+        held_out = torch.arange(len(images)) % 5 == 0
+        self.held_out, self.held_out_labels = images[held_out].to(torch.uint8).flatten(1), labels[held_out]
+        self.labels = labels[~held_out]
+        return images[~held_out].to(torch.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
 from lab.errors import Refusal
-from lab.random import generator, normal
+from lab.random import generator, normal, uniform
 from lab.theory.mixture import Mixture
 from lab.types import NonNegativeInt, Positive, PositiveInt
 
@@ -71,8 +71,7 @@ class GaussianMixture(InMemoryData):
     def fresh(self, n: int, *stream: int | str) -> Tensor:
         """n new points of the law, a function of (seed, stream): (n, 2) in float64 on the CPU."""
         draw = generator(self.seed, "x", *stream)
-        uniform = torch.rand(n, generator=draw, dtype=torch.float64)
-        which = torch.searchsorted(self.law.weights.cumsum(0)[:-1], uniform, right=True)
+        which = torch.searchsorted(self.law.weights.cumsum(0)[:-1], uniform(draw, n), right=True)
         return self.law.means[which] + (self._roots[which] @ normal(draw, n, 2, 1)).squeeze(-1)
 
     def draw(self, n: int, *stream: int | str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lab.data.digits import CentredImages, Images
+from lab.data.digits import CentredImages, GreyImages, Images
 from lab.data.sources import SOURCES, missing, require
 from lab.errors import Refusal
 from lab.types import NonNegativeInt, PositiveInt
@@ -80,17 +80,10 @@ class MNIST(_MNISTFiles, CentredImages):
     """60 000 training images of 28×28 pixels, scaled to [0, 1] and centred."""
 
 
-class GreyMNIST(_MNISTFiles):
-    """60 000 training images of 28×28 pixels in [0, 1], and 10 000 held out.
+class GreyMNIST(_MNISTFiles, GreyImages):
+    """60 000 training images of 28×28 pixels in [0, 1], and 10 000 held out."""
 
-    They lie on the device as the bytes that they are, a quarter of their size as numbers, and a batch at a time is
-    scaled.
-
-    Attributes:
-        held_out: (n', 784), held_out_labels: (n',), the test images; bytes, as `x` is.
-    """
-
-    held_out: Tensor
+    grey = 256
 
     def images(self) -> Tensor:
         return self.pixels(TRAIN_IMAGES)
@@ -100,12 +93,6 @@ class GreyMNIST(_MNISTFiles):
         self.held_out = self.pixels("t10k-images-idx3-ubyte").flatten(1)
         self.labels = self._labels("train-labels-idx1-ubyte", self.n)
         self.held_out_labels = self._labels("t10k-labels-idx1-ubyte", len(self.held_out))
-
-    def as_pixels(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype).div_(255)
-
-    def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        return self.as_pixels(self.held_out[:n]), self.held_out_labels[:n]
 
     def _labels(self, name: str, n: int) -> Tensor:
         labels = self._file(name, "label", 1)

@@ -91,7 +91,9 @@ class Diffusion(SteppedModule):
         """Refuse data of another size than the net's."""
         d = getattr(data, "d", None)
         if d is None:
-            raise Refusal("data._target_ must make points or images, such as GaussianMixture: Diffusion trains on no other")
+            raise Refusal(
+                "data._target_ must make points or images, such as GaussianMixture: Diffusion trains on no other"
+            )
         if self.net.d != d:
             raise Refusal(f"net.d={self.net.d} must be {d}: the data have {d} dimensions")
         if isinstance(data, Images) and (self.shape is None or list(self.shape) != list(data.shape)):
@@ -105,8 +107,7 @@ class Diffusion(SteppedModule):
         times = stratified(data.order.uniform(steps, share), share, data.order.batch_size)
         levels = self.schedule.log_snr(times).to(draws)  # (S, b)
         return (
-            (x, weight, noise, level)
-            for (x, weight), noise, level in zip(block.batches, draws, levels, strict=True)
+            (x, weight, noise, level) for (x, weight), noise, level in zip(block.batches, draws, levels, strict=True)
         )
 
     def objective(self, batch: tuple[Tensor, float, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,3 +139,57 @@ class Diffusion(SteppedModule):
         """n samples, all randomness drawn on the CPU: (n, height, width) of images, (n, d) of points."""
         x = self.draw(n, draw, self.sampler, self.sample_steps, torch.float32)
         return x if self.shape is None else x.unflatten(-1, self.shape)
+
+
+def prior_divergence(x: Tensor, least: float) -> Tensor:
+    """KL(N(α x₀, σ²I) ‖ N(0, I)) at the log-SNR `least`, in nats. (n, d) → (n,)
+
+    (Kingma, Salimans, Poole & Ho 2021, eq. 13.)
+    """
+    alpha, sigma = signal_and_noise(torch.tensor(least, dtype=x.dtype, device=x.device))
+    return 0.5 * (alpha.square() * x.square() + sigma.square() - 1 - 2 * sigma.log()).sum(1)
+
+
+def diffusion_bound(velocity: Velocity, schedule: Schedule, x: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """½ (−λ'(t)) ‖ε − ε̂‖²: its mean over t and ε is ½ ∫ E‖ε − ε̂‖² dλ, whatever the schedule between its ends. Nats.
+
+    (Kingma, Salimans, Poole & Ho 2021, eq. 17 and 18.)
+
+    Args:
+        x: x₀, (n, d). noise: (n, d). times: (n,).
+
+    Returns: (n,)
+    """
+    return 0.5 * schedule.speed(times) * squared_errors(velocity, x, noise, schedule.log_snr(times))
+
+
+def stepwise_bound(
+    velocity: Velocity, schedule: Schedule, x: Tensor, noise: Tensor, step: Tensor, steps: int
+) -> Tensor:
+    """½ T (e^{λ_s − λ_t} − 1) ‖ε − ε̂‖², t = i/T, s = (i − 1)/T: its mean over i is the bound of T ancestral steps. Nats.
+
+    (Kingma, Salimans, Poole & Ho 2021, eq. 14.)
+
+    Args:
+        x: x₀, (n, d). noise: (n, d). step: i ∈ {1, …, T}, (n,). steps: T.
+
+    Returns: (n,)
+    """
+    at, before = schedule.log_snr(step / steps), schedule.log_snr((step - 1) / steps)
+    return 0.5 * steps * torch.expm1(before - at) * squared_errors(velocity, x, noise, at)
+
+
+def reconstruction_loss(x: Tensor, noise: Tensor, grey: Tensor, most: float) -> Tensor:
+    """−ln p(x₀ | x₀ + e^{−λ/2} ε), each pixel one of the values `grey`, at the log-SNR λ = `most`, in nats. → (n,)
+
+    p(x₀|y) ∝ exp(−½ e^λ (y − x₀)²): what is left to be told of the data at the level of the least noise.
+
+    (Kingma, Salimans, Poole & Ho 2021, App. A.)
+
+    Args:
+        x: x₀, (n, d). noise: (n, d). grey: (g,).
+    """
+    seen = x + math.exp(-0.5 * most) * noise
+    told = -0.5 * math.exp(most) * (seen.unsqueeze(-1) - grey).square()
+    exact = -0.5 * math.exp(most) * (seen - x).square()
+    return (told.logsumexp(-1) - exact).sum(1)

@@ -168,7 +168,7 @@ class SteppedModule(LightningModule):
             start = {name: self._average.get(name, p) for name, p in self.named_parameters()}
             self._average = {name: start[name].detach().to(p, copy=True) for name, p in self.named_parameters()}
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:  # also where a run resumes at its last step and trains no more
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if name in self._average:

@@ -170,8 +170,8 @@ class VAE(SteppedModule):
             loss, logged = loss + exact, logged | {"loss/linear": exact.detach()}
         return loss, logged
 
-    def on_train_end(self) -> None:
-        super().on_train_end()
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.held_out is not None and self.trainer.is_global_zero:
             log.info("loss/net of the %d images held out: %.2f nats", len(data.held_out), self.held_out_loss(data))

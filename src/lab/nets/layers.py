@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
+from lab.random import uniform
+
 
 def _start(layer: nn.Module, draw: Generator, inputs: int) -> None:
     """Weights and biases uniform within ±1/√inputs, as PyTorch has them, in float64 on the CPU."""
     for name, parameter in layer.named_parameters():
-        uniform = torch.rand(*parameter.shape, generator=draw, dtype=torch.float64, device="cpu")
-        setattr(layer, name, nn.Parameter((2 * uniform - 1) / math.sqrt(inputs)))
+        setattr(layer, name, nn.Parameter((2 * uniform(draw, *parameter.shape) - 1) / math.sqrt(inputs)))
 
 
 def linear(draw: Generator, inputs: int, outputs: int) -> nn.Linear:

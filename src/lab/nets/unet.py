@@ -66,7 +66,9 @@ class UNet(nn.Module):
     ) -> None:
         factor = patch * 2 ** (len(channels) - 1)
         if any(side % factor for side in shape):
-            raise Refusal(f"shape={list(shape)} must be multiples of {factor}: patches, halved {len(channels) - 1} times")
+            raise Refusal(
+                f"shape={list(shape)} must be multiples of {factor}: patches, halved {len(channels) - 1} times"
+            )
         if wrong := [c for c in channels if c % groups]:
             raise Refusal(f"groups={groups} must divide all of channels, and does not divide {wrong[0]}")
         super().__init__()

@@ -98,4 +98,3 @@ class MLPVAE(nn.Module):
         """(..., k) → (..., d)"""
         output = self.output(self.activation(self.decoder(z)))
         return output * self.scale if self.scale != 1 else output
-

@@ -94,6 +94,8 @@ class Levels(Picture):
         left.plot(at, measured.value, "o", color=MEASURED, markersize=4, label="loss")
         left.axhline(run.data.d, color="0.6", linewidth=0.6, linestyle="--")
         left.text(float(fine[0]), run.data.d, " nothing told", va="bottom", color="0.4")
-        left.set(xlabel=r"log-SNR $\lambda$", ylabel=r"$E\|\varepsilon - \hat\varepsilon\|^2$", ylim=(0, 1.12 * run.data.d))
+        left.set(
+            xlabel=r"log-SNR $\lambda$", ylabel=r"$E\|\varepsilon - \hat\varepsilon\|^2$", ylim=(0, 1.12 * run.data.d)
+        )
         left.legend(loc="center left")
         return figure
