@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -39,7 +40,7 @@ def log_density(velocity: Velocity, x: Tensor, levels: Tensor, solver: Euler | H
         return torch.cat([v, spread.unsqueeze(-1)], -1)
 
     state, levels = torch.nn.functional.pad(x, (0, 1)), levels.to(x)
-    for start, stop in zip(levels[:-1], levels[1:], strict=True):
+    for start, stop in itertools.pairwise(levels):
         state = solver.step(both, state, start, stop)
     end, change = state[:, :-1], state[:, -1]
     return change - 0.5 * (end.square().sum(-1) + end.shape[1] * math.log(2 * math.pi))

@@ -91,17 +91,18 @@ class _Loss(_PerLevel):
             noise = normal(generator(run.data.seed, "noise", *stream), *x.shape).float()
             at = torch.tensor(float(level)).expand(PART)
             losses = [
-                0.5 * sum(squared_errors(field, rows, sign * ε, at[: len(rows)]).double() for sign in (1, -1))
+                0.5
+                * (squared_errors(field, rows, ε, at[: len(rows)]) + squared_errors(field, rows, -ε, at[: len(rows)]))
                 for rows, ε in zip(x.split(PART), noise.split(PART), strict=True)
             ]
-            mean, error = _with_known_mean(torch.cat(losses), noise.double().square().sum(1), run.data.d)
+            mean, error = _with_known_mean(torch.cat(losses).double(), noise.double().square().sum(1), run.data.d)
             means.append(mean)
             errors.append(error)
         return Quantity(torch.stack(means), torch.stack(errors))
 
 
 def _with_known_mean(values: Tensor, others: Tensor, mean: float) -> tuple[Tensor, Tensor]:
-    """(mean, standard error) of values, with what is known of the mean of `others`, drawn with them, taken into account.
+    """(mean, standard error) of values that were drawn with `others`, whose mean is known.
 
     A control variate (Owen 2013, §8.9): most of what ‖ε − ε̂‖² varies by is ‖ε‖², whose mean is d.
     """
@@ -185,9 +186,9 @@ class ScoreError(_PerLevel):
 class Samples(_InThePlane):
     """W₂ of samples to fresh data is at most 1.5 times that between two fresh data sets of the same size
 
-    Two samples of one law are not at distance 0: in the plane E W₂² ~ ln n/n. Were the learned law another, at a distance
-    δ, W₂² would be larger by δ². Means over `repeats`; theory's by the assignment problem, the run's by the network
-    simplex.
+    Two samples of one law are not at distance 0: in the plane E W₂² ~ ln n/n. Were the learned law another, at a
+    distance δ, W₂² would be larger by about δ². Means over `repeats`; theory's by the assignment problem, the run's by
+    the network simplex.
     """
 
     reference = "Ambrosio, Stra & Trevisan 2019, Thm 1.1; Peyré & Cuturi 2019, Prop. 2.1"
@@ -243,8 +244,8 @@ class Likelihood(_ByODE):
 
     symbol = "entropy / nats"
     relation = equal(
-        "0.05 nats, of which 4.5 standard errors of 16384 draws are 0.03, beyond which a correct run is 7 times in 10⁶; "
-        "the rest is the divergence that `score_error` bounds and the integrator's error",
+        "0.05 nats, of which 4.5 standard errors of 16384 draws are 0.03, beyond which a correct run is 7 times in "
+        "10⁶; the rest is the divergence that `score_error` bounds and the integrator's error",
         atol=NATS,
     )
 
@@ -269,8 +270,8 @@ class Integrator(_ByODE):
 
     symbol = r"$\ln p(x)$"
     relation = equal(
-        "root mean square over 400 points of a tenth of what `likelihood` allows, so √400·0.005: the error of 48 steps of "
-        "Heun's method, which half as many steps make four times larger",
+        "root mean square over 400 points of a tenth of what `likelihood` allows, so √400·0.005: the error of 48 steps "
+        "of Heun's method, which half as many steps make four times larger",
         atol=400**0.5 * NATS / 10,
         norm=True,
     )
@@ -296,9 +297,9 @@ class Integrator(_ByODE):
 class SamplerOrder(_InThePlane):
     """With N steps Euler's method and DDIM are O(N⁻¹) from where the learned ODE leads, and Heun's is O(N⁻²)
 
-    In the angle φ the ODE is dx/dφ = v(x, φ) with a smooth right side at either end, and with evenly spread angles every
-    step is alike: the global error of a method of order p is c N⁻ᵖ(1 + O(1/N)). Measured is the slope of the root mean
-    square distance of where the same noise leads, against many more steps of Heun's method, over ln N.
+    In the angle φ the ODE is dx/dφ = v(x, φ) with a smooth right side at either end, and with evenly spread angles
+    every step is alike: the global error of a method of order p is c N⁻ᵖ(1 + O(1/N)). Measured is the slope of the root
+    mean square distance of where the same noise leads, against many more steps of Heun's method, over ln N.
     """
 
     reference = "Hairer, Nørsett & Wanner 1993, Thm II.3.4; Song, Meng & Ermon 2021, §4.3; Karras et al. 2022, §3"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.algorithms.samplers import Sampler, Velocity, denoised, sample
 from lab.algorithms.schedules import Schedule, signal_and_noise
@@ -16,6 +16,8 @@ from lab.data.blocks import Block, InMemoryData
 from lab.data.digits import Images
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
+from lab.nets.denoiser import MLPDenoiser
+from lab.nets.unet import UNet
 from lab.random import normal
 from lab.types import Positive, PositiveInt
 
@@ -66,7 +68,7 @@ class Diffusion(SteppedModule):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: MLPDenoiser | UNet,
         schedule: Schedule,
         sampler: Sampler,
         shape: list[PositiveInt] | None = None,
@@ -82,18 +84,11 @@ class Diffusion(SteppedModule):
         self.shape = None if shape is None else tuple(shape)
         self.offset, self.scale, self.antithetic, self.octaves = offset, scale, antithetic, octaves
 
-    @property
-    def d(self) -> int:
-        """Dimensions of x."""
-        return int(self.net.d)
-
     def check(self, data: InMemoryData) -> None:
         """Refuse data of another size than the net's."""
         d = getattr(data, "d", None)
         if d is None:
-            raise Refusal(
-                "data._target_ must make points or images, such as GaussianMixture: Diffusion trains on no other"
-            )
+            raise Refusal("data._target_ must make points or images, such as GaussianMixture: Diffusion needs such")
         if self.net.d != d:
             raise Refusal(f"net.d={self.net.d} must be {d}: the data have {d} dimensions")
         if isinstance(data, Images) and (self.shape is None or list(self.shape) != list(data.shape)):
@@ -103,7 +98,7 @@ class Diffusion(SteppedModule):
     def batches(self, block: Block) -> Iterable[Any]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         share, steps = data.order.share(data.rank, data.world_size), range(block.step, block.step + len(block))
-        draws = data.noise(steps.start, steps.stop, self.d)  # (S, b, d)
+        draws = data.noise(steps.start, steps.stop, self.net.d)  # (S, b, d)
         times = stratified(data.order.uniform(steps, share), share, data.order.batch_size)
         levels = self.schedule.log_snr(times).to(draws)  # (S, b)
         return (
@@ -115,7 +110,7 @@ class Diffusion(SteppedModule):
         x = self.signal(x)
         if self.antithetic:
             x, noise, log_snr = torch.cat([x, x]), torch.cat([noise, -noise]), torch.cat([log_snr, log_snr])
-        loss = weight * squared_errors(self.net, x, noise, log_snr).mean() / self.d
+        loss = weight * squared_errors(self.net, x, noise, log_snr).mean() / self.net.d
         return loss, {"loss/net": loss.detach()}
 
     def signal(self, x: Tensor) -> Tensor:
@@ -132,7 +127,7 @@ class Diffusion(SteppedModule):
         """n samples of x by so many steps of a sampler, in the units of the data: (n, d)."""
         field, levels = self.field(dtype), self.schedule.levels(steps)
         device = next(self.parameters()).device
-        x = sample(sampler, field, normal(draw, n, self.d).to(device, dtype), levels, draw)
+        x = sample(sampler, field, normal(draw, n, self.net.d).to(device, dtype), levels, draw)
         return self.offset + self.scale * denoised(field, x, levels[-1])
 
     def sample(self, n: int, draw: torch.Generator) -> Tensor:
@@ -166,7 +161,7 @@ def diffusion_bound(velocity: Velocity, schedule: Schedule, x: Tensor, noise: Te
 def stepwise_bound(
     velocity: Velocity, schedule: Schedule, x: Tensor, noise: Tensor, step: Tensor, steps: int
 ) -> Tensor:
-    """½ T (e^{λ_s − λ_t} − 1) ‖ε − ε̂‖², t = i/T, s = (i − 1)/T: its mean over i is the bound of T ancestral steps. Nats.
+    """½ T (e^{λ_s − λ_t} − 1) ‖ε − ε̂‖², t = i/T, s = (i − 1)/T: its mean over i is the bound of T ancestral steps.
 
     (Kingma, Salimans, Poole & Ho 2021, eq. 14.)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -53,6 +54,8 @@ class UNet(nn.Module):
     """
 
     frequencies: Tensor
+    down: Any
+    up: Any
 
     def __init__(
         self,
@@ -81,39 +84,36 @@ class UNet(nn.Module):
         def block(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(draw, inputs, outputs, told, groups)
 
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        for here, there in itertools.pairwise([*channels, None]):
-            self.down.append(nn.ModuleList(block(here, here) for _ in range(blocks)))
-            if there is not None:
-                self.shrink.append(convolution(draw, here, there, stride=2))
+        def side(inputs: int, outputs: int) -> nn.ModuleList:
+            return nn.ModuleList(block(inputs, outputs) for _ in range(blocks))
+
+        falling, rising = itertools.pairwise(channels), itertools.pairwise(reversed(channels))
+        self.down = nn.ModuleList(side(c, c) for c in channels)
+        self.shrink = nn.ModuleList(convolution(draw, here, there, stride=2) for here, there in falling)
         self.middle = block(channels[-1], channels[-1])
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        for here, there in itertools.pairwise([*reversed(channels), None]):
-            self.up.append(nn.ModuleList(block(2 * here, here) for _ in range(blocks)))
-            if there is not None:
-                self.grow.append(convolution(draw, here, there, size=1))
+        self.up = nn.ModuleList(side(2 * c, c) for c in reversed(channels))
+        self.grow = nn.ModuleList(convolution(draw, here, there, size=1) for here, there in rising)
         self.norm = nn.GroupNorm(groups, channels[0])
         self.leave = convolution(draw, channels[0], patch**2)
         self.register_buffer("frequencies", 2 * math.pi / 40 * torch.arange(1, periods + 1, device="cpu"), False)
-        self.to(torch.get_default_dtype(), memory_format=torch.channels_last)
+        self.to(torch.get_default_dtype())
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """(n, d), (n,) → (n, d)"""
         told = self.level(waves(log_snr, self.frequencies))
         h = nn.functional.pixel_unshuffle(x.unflatten(1, (1, *self.shape)), self.patch)
         h = self.enter(h.contiguous(memory_format=torch.channels_last))
-        seen = []
+        seen: list[Tensor] = []
         for i, blocks in enumerate(self.down):
             for block in blocks:
                 h = block(h, told)
                 seen.append(h)
-            if i < len(self.shrink):
-                h = self.shrink[i](h)
+            h = self.shrink[i](h) if i < len(self.shrink) else h
         h = self.middle(h, told)
         for i, blocks in enumerate(self.up):
             for block in blocks:
                 h = block(torch.cat([h, seen.pop()], 1), told)
-            if i < len(self.grow):
-                h = nn.functional.interpolate(self.grow[i](h), scale_factor=2.0, mode="nearest")
+            h = nn.functional.interpolate(self.grow[i](h), scale_factor=2.0) if i < len(self.grow) else h
         h = self.leave(nn.functional.silu(self.norm(h)))
         return nn.functional.pixel_shuffle(h, self.patch).flatten(1)

@@ -10,7 +10,7 @@ from lab.algorithms.samplers import sample
 from lab.algorithms.samplers.heun import Heun
 from lab.algorithms.schedules import Cosine, signal_and_noise
 from lab.claim import Run
-from lab.claims.diffusion import FloorReached
+from lab.claims.diffusion import NATS, FloorReached, ScoreError
 from lab.pictures import Picture
 from lab.random import generator, normal
 from lab.theory import mixture
@@ -70,9 +70,9 @@ class Flow(Picture):
 
 
 class Levels(Picture):
-    """The loss above its floor at each noise level, of all that there is to tell: what a network that says 0 leaves
+    """At each noise level the denoising loss and its floor, and what of the loss is the error of the learned score
 
-    Left the denoising loss and its floor, right their difference, E‖ε̂ − E[ε|x_t]‖².
+    Right the difference E‖ε̂ − E[ε|x_t]‖² and the even spread of it that would cost 0.05 nats.
     """
 
     def __init__(self, draws: PositiveInt = 2**13) -> None:
@@ -84,18 +84,24 @@ class Levels(Picture):
         from lab.figures import blank
         from lab.figures.panel import MEASURED, THEORY
 
-        claim = FloorReached(draws=self.draws)
-        fine = torch.linspace(run.model.schedule.least, run.model.schedule.most, 57, dtype=torch.float64)
+        schedule, d = run.model.schedule, run.data.d
+        loss, score = FloorReached(draws=self.draws), ScoreError(draws=self.draws, span=schedule.span)
+        fine = torch.linspace(schedule.least, schedule.most, 57, dtype=torch.float64)
         floors = [mixture.minimum_mean_squared_error(run.data.law, *map(float, signal_and_noise(v))) for v in fine]
-        measured, at = claim.measure(run), np.asarray(claim.levels)
+        levels = np.asarray(loss.levels)
+        explained = d - np.interp(levels, fine, floors)
         figure = blank(16, 6.5)
         left, right = figure.subplots(1, 2)
-        left.plot(fine, floors, color=THEORY, label="floor $E\\,\\mathrm{Var}(\\varepsilon|x_t)$")
-        left.plot(at, measured.value, "o", color=MEASURED, markersize=4, label="loss")
-        left.axhline(run.data.d, color="0.6", linewidth=0.6, linestyle="--")
-        left.text(float(fine[0]), run.data.d, " nothing told", va="bottom", color="0.4")
-        left.set(
-            xlabel=r"log-SNR $\lambda$", ylabel=r"$E\|\varepsilon - \hat\varepsilon\|^2$", ylim=(0, 1.12 * run.data.d)
-        )
+        left.plot(fine, floors, color=THEORY, label=r"floor $E\,\mathrm{Var}(\varepsilon|x_t)$")
+        left.plot(levels, loss.measure(run).value, "o", color=MEASURED, markersize=4, label="loss")
+        left.axhline(d, color="0.6", linewidth=0.6, linestyle="--")
+        left.text(float(fine[0]), 1.01 * d, " of a network that says 0", va="bottom", color="0.4")
+        left.set(ylabel=r"$E\|\varepsilon - \hat\varepsilon\|^2$", ylim=(0, 1.13 * d))
         left.legend(loc="center left")
+        right.axhline(2 * NATS / schedule.span, color=THEORY, label=f"costs {NATS:g} nats if at all levels")
+        right.plot(levels, explained * np.asarray(score.measure(run).value) ** 2, "o", color=MEASURED, markersize=4)
+        right.set(yscale="log", ylabel=r"$E\|\hat\varepsilon - E[\varepsilon|x_t]\|^2$")
+        right.legend(loc="upper left")
+        for ax in (left, right):
+            ax.set_xlabel(r"log-SNR $\lambda$")
         return figure

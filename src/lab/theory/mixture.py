@@ -69,9 +69,8 @@ def _plane(law: Mixture, resolution: float) -> Iterator[tuple[Tensor, float]]:
     spacing = float(variances.min().sqrt()) / resolution
     reach = 9 * variances.max().sqrt()
     low, high = law.means.amin(0) - reach, law.means.amax(0) + reach
-    axes = [
-        torch.arange(float(a), float(b) + spacing, spacing, dtype=torch.float64) for a, b in zip(low, high, strict=True)
-    ]
+    sides = zip(low.tolist(), high.tolist(), strict=True)
+    axes = [torch.arange(start, stop + spacing, spacing, dtype=torch.float64) for start, stop in sides]
     for column in axes[0].split(64):
         yield torch.cartesian_prod(column, axes[1]), spacing**2
 

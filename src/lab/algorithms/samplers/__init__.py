@@ -7,6 +7,7 @@ data are x̂₀ = α x − σ v and the noise is ε̂ = σ x + α v.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -51,7 +52,7 @@ def sample(
         draw: of the noise of a random sampler, on the CPU: the same on every device.
     """
     levels = levels.to(x)
-    for start, stop in zip(levels[:-1], levels[1:], strict=True):
+    for start, stop in itertools.pairwise(levels):
         noise = normal(draw, *x.shape).to(x) if sampler.random and draw is not None else None
         x = sampler.step(velocity, x, start, stop, noise)
     return x
