@@ -305,13 +305,13 @@ class SamplerOrder(_InThePlane):
     reference = "Hairer, Nørsett & Wanner 1993, Thm II.3.4; Song, Meng & Ermon 2021, §4.3; Karras et al. 2022, §3"
     symbol = "order"
     relation = equal(
-        "from N = 64 to 256 the next term of the error's expansion in 1/N bends the line; 0.1 is a tenth of what "
+        "from N = 96 to 384 the next term of the error's expansion in 1/N bends the line; 0.1 is a tenth of what "
         "tells the orders apart",
         atol=0.1,
     )
     solvers: ClassVar = (Euler(), DDIM(), Heun())
 
-    def __init__(self, draws: PositiveInt = 64, coarsest: PositiveInt = 64, doublings: PositiveInt = 2) -> None:
+    def __init__(self, draws: PositiveInt = 64, coarsest: PositiveInt = 96, doublings: PositiveInt = 2) -> None:
         self.draws, self.steps = draws, [coarsest * 2**i for i in range(doublings + 1)]
 
     def predict(self, data: GaussianMixture) -> Quantity:

@@ -90,7 +90,7 @@ class Diffusion(SteppedModule):
         if d is None:
             raise Refusal("data._target_ must make points or images, such as GaussianMixture: Diffusion needs such")
         if self.net.d != d:
-            raise Refusal(f"net.d={self.net.d} must be {d}: the data have {d} dimensions")
+            raise Refusal(f"model.net.d={self.net.d} must be {d}: the data have {d} dimensions")
         if isinstance(data, Images) and (self.shape is None or list(self.shape) != list(data.shape)):
             shape = None if self.shape is None else list(self.shape)
             raise Refusal(f"shape={shape} must be {list(data.shape)}, the height and width of the images")
@@ -170,6 +170,7 @@ def stepwise_bound(
 
     Returns: (n,)
     """
+    step = step.to(x)
     at, before = schedule.log_snr(step / steps), schedule.log_snr((step - 1) / steps)
     return 0.5 * steps * torch.expm1(before - at) * squared_errors(velocity, x, noise, at)
 
