@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,13 +14,15 @@ from torch import Tensor
 from lab.algorithms.samplers import Sampler, Velocity, denoised, sample
 from lab.algorithms.schedules import Schedule, signal_and_noise
 from lab.data.blocks import Block, InMemoryData
-from lab.data.digits import Images
+from lab.data.digits import GreyImages, Images
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
 from lab.nets.denoiser import MLPDenoiser
 from lab.nets.unet import UNet
-from lab.random import normal
+from lab.random import generator, normal, uniform
 from lab.types import Positive, PositiveInt
+
+log = logging.getLogger("lab")
 
 
 def broadcast(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +120,27 @@ class Diffusion(SteppedModule):
         """x₀ of data x."""
         return (x - self.offset) / self.scale
 
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, GreyImages) and self.trainer.is_global_zero:
+            log.info("bound of %d images held out: %.3f bits a dimension", 1000, self.bits(data))
+
+    @torch.no_grad()
+    def bits(self, data: GreyImages, images: int = 1000) -> float:
+        """The bound of −log₂ p of images held out, a draw of t and ε each: bits a dimension."""
+        draw, field = generator(data.seed, "held out"), self.field(torch.float32)
+        rows = data.held_out[torch.randint(len(data.held_out), (images,), generator=draw).to(data.held_out.device)]
+        times = stratified(uniform(draw, images), slice(0, images), images).float()
+        grey = self.signal(torch.linspace(0, 1, data.grey, device=self.device))
+        total = 0.0
+        for pixels, t in zip(rows.split(50), times.split(50), strict=True):
+            x = self.signal(data.as_pixels(pixels.to(self.device)).float())
+            noise, last = (normal(draw, *x.shape).to(x) for _ in range(2))
+            terms = prior_divergence(x, self.schedule.least), reconstruction_loss(x, last, grey, self.schedule.most)
+            total += float((sum(terms) + diffusion_bound(field, self.schedule, x, noise, t.to(x))).sum())
+        return total / (images * data.d * math.log(2))
+
     def field(self, dtype: torch.dtype = torch.float64) -> Velocity:
         """The trained network as a sampler sees it, its weights fixed: (x (n, d), λ () or (n,)) → v (n, d)."""
         net = copy.deepcopy(self.net).to(dtype).eval().requires_grad_(False)
@@ -126,8 +150,7 @@ class Diffusion(SteppedModule):
     def draw(self, n: int, draw: torch.Generator, sampler: Sampler, steps: int, dtype: torch.dtype) -> Tensor:
         """n samples of x by so many steps of a sampler, in the units of the data: (n, d)."""
         field, levels = self.field(dtype), self.schedule.levels(steps)
-        device = next(self.parameters()).device
-        x = sample(sampler, field, normal(draw, n, self.net.d).to(device, dtype), levels, draw)
+        x = sample(sampler, field, normal(draw, n, self.net.d).to(self.device, dtype), levels, draw)
         return self.offset + self.scale * denoised(field, x, levels[-1])
 
     def sample(self, n: int, draw: torch.Generator) -> Tensor:

@@ -23,49 +23,40 @@ if TYPE_CHECKING:
 class Flow(Picture):
     """Samples on their way from noise to data, over the data's density, with the field that moves them
 
-    Arrows are −v, the direction in which a sample goes; their length is to scale within a panel.
+    Arrows are −v, the direction in which a sample goes, where there is anything to go there; their length is to scale
+    within a panel.
     """
 
-    def __init__(self, samples: PositiveInt = 600, panels: PositiveInt = 6, arrows: PositiveInt = 13) -> None:
-        self.samples, self.panels, self.arrows = samples, panels, arrows
+    levels = (-6.0, -1.0, 1.0, 2.5, 4.0, 8.0)
+
+    def __init__(self, samples: PositiveInt = 600, arrows: PositiveInt = 15) -> None:
+        self.samples, self.arrows = samples, arrows
 
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
         from lab.figures.panel import INK, MEASURED
 
-        model, field = run.model, run.model.field()
-        levels = Cosine(model.schedule.least, model.schedule.most).levels(20 * (self.panels - 1))
+        field, reach, fine = run.model.field(), 2.6, 120
         x = normal(generator(run.data.seed, "Flow"), self.samples, run.data.d)
-        reach = 2.6
-        axis = torch.linspace(-reach, reach, 120, dtype=torch.float64)
-        plane = torch.cartesian_prod(axis, axis)
-        axis_of_arrows = torch.linspace(-reach, reach, self.arrows, dtype=torch.float64)
-        places = torch.cartesian_prod(axis_of_arrows, axis_of_arrows)
-        columns = min(3, self.panels)
-        rows = -(-self.panels // columns)
-        figure = blank(16, 5.6 * rows)
-        for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            if i >= self.panels:
-                ax.remove()
-                continue
+        plane, places = (
+            torch.cartesian_prod(axis, axis)
+            for axis in (torch.linspace(-reach, reach, n, dtype=torch.float64) for n in (fine, self.arrows))
+        )
+        figure = blank(16, 11.2)
+        for i, (ax, level) in enumerate(zip(figure.subplots(2, 3).flat, self.levels, strict=True)):
             if i:
-                x = sample(Heun(), field, x, levels[20 * (i - 1) : 20 * i + 1])
-            level = levels[20 * i]
-            alpha, sigma = signal_and_noise(level)
-            density = mixture.log_density(mixture.with_noise(run.data.law, float(alpha), float(sigma)), plane).exp()
-            ax.imshow(
-                density.reshape(120, 120).mT.numpy(),
-                extent=(-reach, reach, -reach, reach),
-                origin="lower",
-                cmap="Blues",
-                vmin=0,
-                vmax=1.6 * float(density.max()),
-            )
-            arrows = -field(places, level)
-            ax.quiver(*places.mT.numpy(), *arrows.mT.numpy(), color=INK, alpha=0.55, width=0.004)
+                x = sample(Heun(), field, x, Cosine(self.levels[i - 1], level).levels(20))
+            alpha, sigma = signal_and_noise(torch.tensor(level, dtype=torch.float64))
+            law = mixture.with_noise(run.data.law, float(alpha), float(sigma))
+            density = mixture.log_density(law, plane).exp().reshape(fine, fine)
+            seen = places[mixture.log_density(law, places).exp() > 1e-3 * density.max()]
+            sides = (-reach, reach, -reach, reach)
+            ax.imshow(density.mT.numpy(), extent=sides, origin="lower", cmap="Blues", vmin=0, vmax=1.6 * density.max())
+            arrows = -field(seen, torch.tensor(level, dtype=torch.float64))
+            ax.quiver(*seen.mT.numpy(), *arrows.mT.numpy(), color=INK, alpha=0.55, width=0.005)
             ax.scatter(*x.mT.numpy(), s=2.5, color=MEASURED, linewidths=0)
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[-2, 0, 2], yticks=[-2, 0, 2], aspect="equal")
-            ax.set_title(f"$\\lambda$ = {float(level):.1f},  $\\sigma$ = {float(sigma):.2f}".replace("-", "−"))
+            ax.set_title(f"$\\lambda$ = {level:g},  $\\sigma$ = {float(sigma):.2f}".replace("-", "−"))
         return figure
 
 
@@ -100,7 +91,9 @@ class Levels(Picture):
         left.legend(loc="center left")
         right.axhline(2 * NATS / schedule.span, color=THEORY, label=f"costs {NATS:g} nats if at all levels")
         right.plot(levels, explained * np.asarray(score.measure(run).value) ** 2, "o", color=MEASURED, markersize=4)
-        right.set(yscale="log", ylabel=r"$E\|\hat\varepsilon - E[\varepsilon|x_t]\|^2$")
+        right.set(
+            yscale="log", ylim=(None, 8 * NATS / schedule.span), ylabel=r"$E\|\hat\varepsilon - E[\varepsilon|x_t]\|^2$"
+        )
         right.legend(loc="upper left")
         for ax in (left, right):
             ax.set_xlabel(r"log-SNR $\lambda$")
