@@ -9,8 +9,8 @@ from the logits, Adam is fused.
 How to read it: `ratio` is the lab's images a second over the example's in the same repeat, one epoch each; the goal is
 3. The second table trains both to the end, on the same images; the losses of 10 000 images held out must agree.
 
---data-root names a folder with MNIST/raw or FashionMNIST/raw, files unpacked; without it images of the same shape are made from
-scikit-learn's digits.
+--data-root names a folder with MNIST/raw or FashionMNIST/raw, files unpacked; without it images of the same shape are
+made from scikit-learn's digits.
 """
 
 from __future__ import annotations
