@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "loop", "solvers", "startup", "sweep", "vae"):
+    for name in ("_common", "diffusion", "loop", "solvers", "startup", "sweep", "vae"):
         sys.modules.pop(name, None)
 
 
@@ -143,3 +143,37 @@ def test_every_launcher_judges_every_point() -> None:
         for command, at_once in sweep.launchers(n_jobs).values():
             wall, cpu = sweep.sweep(command, [*sweep.TINY, "trainer.max_steps=2", *at_once], 3)
             assert min(wall, cpu) > 0
+
+
+@pytest.mark.integration
+def test_diffusion_times_three_loops_and_four_samplers(tmp_path: Path) -> None:
+    """The whole of --quick: each worker trains, samples and gives its bound; only what is not there is left out."""
+    import json
+    import os
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "diffusion.py"), "--quick", "--json", str(tmp_path / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    networks = samples["networks"]
+    assert networks["weights"]["lab"] == networks["weights"]["plain"]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in networks["train"].values())
+    assert all(0 < bits < 100 for bits in networks["bits"].values())
+    assert set(samples["samplers"]) == {"Ancestral", "Euler", "DDIM", "Heun"}
+
+
+def test_the_plain_loop_trains_what_the_lab_trains(tmp_path: Path) -> None:
+    """The same weights, images, noise and levels: one loss."""
+    bench, vae, loop = module("diffusion"), module("vae"), module("loop")
+    vae.digits_as_mnist(tmp_path, 256, 128)
+    plain = bench.Plain(tmp_path, "mnist", None)
+    _, model = loop.instantiated(bench.config(tmp_path, "mnist", 1))
+    x, noise, levels = plain.data.as_pixels(plain.data.x[:8]), torch.randn(8, 784), torch.linspace(-8, 7, 8)
+    from lab.models.diffusion import squared_errors
+
+    theirs = squared_errors(plain.model.net, 2 * x - 1, noise, levels).mean() / 784
+    torch.testing.assert_close(model.objective((x, 1.0, noise, levels))[0], theirs)
+    before = [p.detach().clone() for p in plain.model.net.parameters()]
+    assert plain.train(2) > 0
+    assert not any(map(torch.equal, before, plain.model.net.parameters()))

@@ -198,7 +198,17 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300}
+STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300}
+CHEAP = {
+    "diffusion": [  # fewer draws to judge by: these runs are about training
+        "data.batch_size=128",
+        *(f"claims.{name}.draws=256" for name in ("floor", "floor_reached", "score_error", "likelihood")),
+        "claims.samples.n=100",
+        "claims.samples.repeats=2",
+        "claims.sampler_order.coarsest=8",
+        "pictures.levels.draws=256",
+    ]
+}
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +223,8 @@ def words() -> Callable[..., list[str]]:
 
     def overrides(experiment: str, *more: str) -> list[str]:
         saving = [f"callbacks.checkpoints.every_n_steps={EVERY}", "callbacks.checkpoints.keep=99"]
-        return [f"experiment={experiment}", *COMMON, f"trainer.max_steps={STEPS[experiment]}", *saving, *more]
+        steps = f"trainer.max_steps={STEPS[experiment]}"
+        return [f"experiment={experiment}", *COMMON, steps, *saving, *CHEAP.get(experiment, []), *more]
 
     return overrides
 

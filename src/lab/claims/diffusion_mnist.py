@@ -46,7 +46,8 @@ class Wiener(_OfImages):
 
     E Var(ε|x_t) is at most what the best affine estimate leaves, Σᵢ e^λ μᵢ/(1 + e^λ μᵢ) with μᵢ the eigenvalues of the
     covariance of x₀: of all laws with this covariance the Gaussian hides most. A network that stays above has not found
-    what the filter has.
+    what the filter has. Where there is next to
+    no signal the filter itself is nearly the best there is, so the levels begin at λ = −2.
 
     Args:
         least, most: log-SNRs, the levels are the integers between, every second.
@@ -59,7 +60,7 @@ class Wiener(_OfImages):
         "the least of the linear losses; a network that is better than it is so by far: by half and more"
     )
 
-    def __init__(self, least: int = -4, most: int = 6, images: PositiveInt = 200) -> None:
+    def __init__(self, least: int = -2, most: int = 6, images: PositiveInt = 200) -> None:
         if least >= most:
             raise Refusal(f"least={least} must be below most={most}")
         self.levels, self.images = tuple(range(least, most + 1, 2)), images
