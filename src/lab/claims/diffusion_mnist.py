@@ -7,6 +7,7 @@ held out from training.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,10 +36,14 @@ class _OfImages(Claim):
         if (model.offset, model.scale) != (OFFSET, SCALE):
             raise Refusal(f"model.offset must be {OFFSET} and model.scale {SCALE}: the claim takes pixels so")
 
-    def eigenvalues(self, data: GreyImages) -> Tensor:
-        """Of the covariance of x₀ over the training images."""
-        x = (data.as_pixels(data.x).double() - OFFSET) / SCALE
-        return pca.principal_components(x - x.mean(0))[0].clamp(min=0)
+
+@lru_cache(maxsize=1)
+def _spectrum(data: GreyImages) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean (d,), eigenvalues (d,), eigenvectors (d, d) in columns) of x₀ over the training images, in float64."""
+    x = (data.as_pixels(data.x).double() - OFFSET) / SCALE
+    mean = x.mean(0)
+    values, vectors = pca.principal_components(x - mean)
+    return mean, values.clamp(min=0), vectors
 
 
 class Wiener(_OfImages):
@@ -66,7 +71,7 @@ class Wiener(_OfImages):
         self.levels, self.images = tuple(range(least, most + 1, 2)), images
 
     def predict(self, data: GreyImages) -> Quantity:
-        eigenvalues = self.eigenvalues(data)
+        _, eigenvalues, _ = _spectrum(data)
         return Quantity([wiener.linear_mean_squared_error(eigenvalues, v) for v in self.levels], x=self.levels)
 
     def measure(self, run: Run) -> Quantity:
@@ -123,7 +128,8 @@ class GaussianCode(_OfImages):
                 )
 
     def predict(self, data: GreyImages) -> Quantity:
-        return Quantity(wiener.linear_bound(self.eigenvalues(data), self.least, self.most) / (data.d * math.log(2)))
+        _, eigenvalues, _ = _spectrum(data)
+        return Quantity(wiener.linear_bound(eigenvalues, self.least, self.most) / (data.d * math.log(2)))
 
     def measure(self, run: Run) -> Quantity:
         each = _bounds(run, Linear(self.least, self.most), self.repeats, self.images, "GaussianCode")
@@ -181,19 +187,18 @@ class Frechet(_OfImages):
         self.n, self.steps = n, steps
 
     def predict(self, data: GreyImages) -> Quantity:
-        x = data.as_pixels(data.x).double()
-        values, vectors = pca.principal_components(x - x.mean(0))
-        draws = normal(generator(data.seed, "Gaussian"), self.n, data.d) * values.clamp(min=0).sqrt()
-        return self.distance(data, (x.mean(0) + draws @ vectors.mT).clamp(0, 1))
+        mean, values, vectors = _spectrum(data)
+        draws = normal(generator(data.seed, "Gaussian"), self.n, data.d) * values.sqrt()
+        return self.distance(data, OFFSET + SCALE * (mean + draws @ vectors.mT))
 
     def measure(self, run: Run) -> Quantity:
         draw = generator(run.data.seed, "Frechet")
         images = run.model.draw(self.n, draw, run.model.sampler, self.steps, torch.float32)
-        return self.distance(run.data, images.clamp(0, 1))
+        return self.distance(run.data, images)
 
     def distance(self, data: GreyImages, images: Tensor) -> Quantity:
-        """Of images of pixels from 0 to 1 to those held out."""
+        """Of images, clipped to black and white, to those held out."""
         net = classifier(data)
         dtype = next(net.parameters()).dtype
         held_out = data.as_pixels(data.held_out[: self.n]).to(dtype)
-        return Quantity(frechet_distance(net.features(images.to(dtype)), net.features(held_out)))
+        return Quantity(frechet_distance(net.features(images.clamp(0, 1).to(dtype)), net.features(held_out)))

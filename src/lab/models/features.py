@@ -13,7 +13,7 @@ from lab.random import generator
 
 
 @lru_cache(maxsize=1)
-def classifier(data: GreyImages, steps: int = 400, batch_size: int = 128) -> Classifier:
+def classifier(data: GreyImages, steps: int = 250, batch_size: int = 128) -> Classifier:
     """A classifier of the training images, by Adam with a rate that falls along a cosine; a function of data alone."""
     net = Classifier(data.shape, int(data.labels.max()) + 1).to(data.x.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
