@@ -41,7 +41,7 @@ def _components(law: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_density(law: Mixture, x: Tensor) -> Tensor:
-    """ln p(x) = ln Σₖ πₖ N(x; mₖ, Cₖ). (n, d) → (n,)  (Bishop, PRML, eq. 2.188)"""
+    """ln p(x) = ln Σₖ πₖ N(x; mₖ, Cₖ). (n, d) → (n,)  (Bishop, PRML, §2.3.9, eq. 2.188)"""
     return _components(law, x)[0].logsumexp(-1)
 
 
