@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.algorithms.scaling import times
+
 
 def differentiable(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """The solved potentials f (..., n) and g (..., m) as functions of cost, a and b.
@@ -15,7 +17,7 @@ def differentiable(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor
     """
     if not (cost.requires_grad or a.requires_grad or b.requires_grad):
         return f, g
-    return _Potentials.apply(cost, a, b, f, g, epsilon)  # type: ignore[no-any-return]
+    return _Potentials.apply(cost, a, b, f, g, epsilon)
 
 
 class _Potentials(torch.autograd.Function):
@@ -45,25 +47,22 @@ class _Potentials(torch.autograd.Function):
         plan = a.unsqueeze(-1) * ratio * b.unsqueeze(-2)
         p, q = solve(plan, a, b, f_bar, g_bar)
         cost_bar = plan * (p.unsqueeze(-1) + q.unsqueeze(-2)) if ctx.needs_input_grad[0] else None
-        a_bar = -ctx.epsilon * (ratio @ (b * q).unsqueeze(-1)).squeeze(-1) if ctx.needs_input_grad[1] else None
-        b_bar = -ctx.epsilon * (ratio.mT @ (a * p).unsqueeze(-1)).squeeze(-1) if ctx.needs_input_grad[2] else None
+        a_bar = -ctx.epsilon * times(ratio, b * q) if ctx.needs_input_grad[1] else None
+        b_bar = -ctx.epsilon * times(ratio.mT, a * p) if ctx.needs_input_grad[2] else None
         return cost_bar, a_bar, b_bar, None, None, None
 
 
 def solve(plan: Tensor, a: Tensor, b: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) with ap + Pq = r and Pᵀp + bq = s, where Σr = Σs: (..., n, m), (..., n), (..., m) → (..., n), (..., m).
 
-    p is eliminated, and in √b q the matrix is I − QᵀQ, Q = diag(a)^{−½} P diag(b)^{−½}, whose eigenvalues are 1 − σₖ²: 0
-    for √b itself, which the right-hand side has nothing of, and at least 1 − ρ, ρ the rate of Sinkhorn's iteration.
+    p is eliminated, and in √b q the matrix is I − QᵀQ, Q = diag(a)^{−½} P diag(b)^{−½}, whose eigenvalues are 1 − σₖ²:
+    0 for √b itself, which the right-hand side has nothing of, and at least 1 − ρ, ρ the rate of Sinkhorn's iteration.
     Conjugate gradients then take about ½√(1/(1 − ρ)) ln(2/tolerance) steps of two products with Q, and at most m.
 
     Weights that are 0 have no part in it, their p and q are 0.
     """
     inverse_a, inverse_b = (torch.where(w > 0, w.rsqrt(), 0) for w in (a, b))
     scaled = inverse_a.unsqueeze(-1) * plan * inverse_b.unsqueeze(-2)  # Q
-
-    def times(matrix: Tensor, vector: Tensor) -> Tensor:
-        return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
     r = inverse_a * r
     residual = inverse_b * s - times(scaled.mT, r)

@@ -12,7 +12,7 @@ BLOCK = 1 << 22
 REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix."""
 FLOOR = -80.0
-"""The least exponent: below it float32 has denormal numbers, which are slow. With `REACH` nothing that counts is lost."""
+"""The least exponent: below it float32 has slow, denormal numbers. With `REACH` nothing that counts is lost."""
 
 
 class Scaling:
@@ -20,8 +20,8 @@ class Scaling:
 
         u ← 1/(K(bv)),   v ← 1/(Kᵀ(au)),
 
-    relaxed as ln u ← (1 − ω) ln u − ω ln K(bv). The potentials are f₀ + ε ln u and g₀ + ε ln v. Where u or v grow they are
-    absorbed into f₀ and g₀ and K is computed anew, so that K is of size 1 where the plan has mass, whatever ε.
+    relaxed as ln u ← (1 − ω) ln u − ω ln K(bv). The potentials are f₀ + ε ln u and g₀ + ε ln v. Where u or v grow they
+    are absorbed into f₀ and g₀ and K is computed anew, so that K is of size 1 where the plan has mass, whatever ε.
 
     (Peyré & Cuturi 2019, §4.2 and 4.4; absorption: Chizat, Peyré, Schmitzer & Vialard 2018, Alg. 2; Schmitzer 2019.)
     """
@@ -56,17 +56,17 @@ class Scaling:
         K is read once: while a block of its rows is in the cache, its share of Kᵀ(au) is taken too.
         """
         omega = omega.to(self.a)
-        weighted, before, columns = (self.b * self.log_v.exp()).unsqueeze(-1), self.log_u, None
+        weighted, before, columns = self.b * self.log_v.exp(), self.log_u, None
         self.log_u = torch.empty_like(before)
         for rows in self._blocks():
             kernel = self.kernel[..., rows, :]
-            target = (kernel @ weighted).squeeze(-1).log_().neg_()
+            target = times(kernel, weighted).log_().neg_()
             log_u = torch.lerp(before[..., rows], target, omega)
             self.log_u[..., rows] = log_u
-            share = kernel.mT @ (self.a[..., rows] * log_u.exp()).unsqueeze(-1)
+            share = times(kernel.mT, self.a[..., rows] * log_u.exp())
             columns = share if columns is None else columns.add_(share)
         assert columns is not None
-        self._target = columns.squeeze(-1).log_().neg_()
+        self._target = columns.log_().neg_()
         return (self.b * (self.log_v - self._target).expm1_().abs_()).sum(-1)
 
     def columns(self, omega: Tensor) -> None:
@@ -86,3 +86,8 @@ class Scaling:
     def _kernel(self) -> Tensor:
         exponent = (self.f0.unsqueeze(-1) - self.cost).add_(self.g0.unsqueeze(-2)).div_(self.epsilon)
         return exponent.clamp_(min=FLOOR).exp_()
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrix times vector: (..., n, m), (..., m) → (..., n). A batch as rows from the left, by far faster on a CPU."""
+    return matrix @ vector if matrix.dim() == 2 else (vector.unsqueeze(-2) @ matrix.mT).squeeze(-2)

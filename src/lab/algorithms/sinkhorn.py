@@ -74,8 +74,8 @@ class Transport:
     def dual(self) -> Tensor:
         """OT_ε as ⟨a, f⟩ + ⟨b, g⟩ − ε(ΣP − 1), never above it: (...)
 
-        By the envelope theorem its gradient is P in C, f in a and g in b (up to constants, as Σa = 1), so the potentials
-        are not differentiated.
+        By the envelope theorem its gradient is P in C, f in a and g in b (up to constants, as Σa = 1), so the
+        potentials are not differentiated.
         """
         f, g = self.f.detach(), self.g.detach()
         linear = (self.a * f).sum(-1) + (self.b * g).sum(-1)
@@ -110,7 +110,8 @@ def sinkhorn(
         annealing: begin at ε = max C − min C and multiply by this factor, between 0 and 1, until `epsilon` is reached,
             each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
-        method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is float64;
+        method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
+        float64;
             "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
@@ -150,7 +151,7 @@ def sinkhorn(
 
 
 class Iteration(Protocol):
-    """One full step of Sinkhorn's algorithm in two halves, each relaxed by ω (..., 1); ω = 0 leaves a problem as it is."""
+    """A step of Sinkhorn's algorithm in two halves, each relaxed by ω (..., 1); ω = 0 leaves a problem as it is."""
 
     def rows(self, omega: Tensor) -> Tensor:
         """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""

@@ -1,4 +1,4 @@
-"""Two Gaussians: as what samples are drawn from for ever, as weights on a grid, and as two clouds of weighted points."""
+"""Two Gaussians: samples drawn from them for ever, weights on a grid, and two clouds of weighted points."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Gaussian:
 class GaussianPair(InMemoryData):
     """Two Gaussians, `source` and `target`, of the same number of dimensions.
 
-    A batch holds `batch_size` problems: (x (r, 2, p, d), y (r, 2, p, d), c), two independent clouds of p = `points` samples
-    of either law for each of this rank's r problems, drawn anew as a function of (seed, step, problem). c is the scalar for
-    which the mean over ranks of c·mean_problems(·) is that over the global batch.
+    A batch holds `batch_size` problems: (x (r, 2, p, d), y (r, 2, p, d), c), two independent clouds of p = `points`
+    samples of either law for each of this rank's r problems, drawn anew as a function of (seed, step, problem). c is
+    the scalar for which the mean over ranks of c·mean_problems(·) is that over the global batch.
 
     Attributes:
         clouds: two discrete measures (points (n, d), weights (n,)): points drawn from either law, with uneven weights.
@@ -78,7 +78,7 @@ class GaussianPair(InMemoryData):
         source: Gaussian,
         target: Gaussian,
         batch_size: PositiveInt = 4,
-        points: PositiveInt = 128,
+        points: PositiveInt = 64,
         support: Annotated[int, Ge(4), Le(2000)] = 80,
         grid: Annotated[int, Ge(16), Le(5000)] = 240,
         reach: Annotated[float, Ge(3), Le(30)] = 8.0,
@@ -95,7 +95,10 @@ class GaussianPair(InMemoryData):
     def load(self) -> None:
         self.order = Order(self.batch_size, None, self.seed)
         draw = generator(self.seed, "GaussianPair")
-        self.clouds = (self._cloud(draw, self.source, self.support), self._cloud(draw, self.target, self.support * 3 // 4))
+        self.clouds = (
+            self._cloud(draw, self.source, self.support),
+            self._cloud(draw, self.target, self.support * 3 // 4),
+        )
         self.grids = tuple(law.on_grid(self.grid, self.reach) for law in (self.source.first(), self.target.first()))
 
     def check(self) -> None:

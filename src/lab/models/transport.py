@@ -20,7 +20,6 @@ from lab.models.stepped import SteppedModule
 from lab.nets.transport import AffineMap, Potential
 from lab.types import Positive
 
-
 Solver = Callable[..., Transport]
 """`lab.algorithms.sinkhorn.sinkhorn` with some of its parameters set: (cost, a, b, epsilon=ε) → Transport."""
 
@@ -35,7 +34,8 @@ def dual_value(
     (Genevay, Cuturi, Peyré & Bach 2016, §2; Seguy et al. 2018, eq. 6.)
 
     Args:
-        f: (..., n), g: (..., m), the potentials at the points. cost: (..., n, m). a: (n,), b: (m,), weights; uniform by default.
+        f: (..., n), g: (..., m), the potentials at the points. cost: (..., n, m). a: (n,), b: (m,), weights; uniform
+            by default.
 
     Returns: (...)
     """
@@ -50,10 +50,10 @@ def sinkhorn_divergence(
 ) -> Tensor:
     """OT_ε(α, β) − ½ OT_ε(α, α) − ½ OT_ε(β, β), estimated from two clouds of either law: (..., 2, n, d)² → (...)
 
-    The cross term is the mean over the four pairs of clouds, the second one that of the two clouds of α. With one cloud as
-    both arguments the α where the expectation is least would lie off β by O(1/n), for the noise of a cloud costs in
-    OT_ε(α̂, β̂) what it does not in OT_ε(α̂, α̂); with independent ones these terms cancel at α = β to first order. The last
-    term does not depend on α and is left out.
+    The cross term is the mean over the four pairs of clouds, the second one that of the two clouds of α. With one
+    cloud as both arguments the α where the expectation is least would lie off β by O(1/n), for the noise of a cloud
+    costs in OT_ε(α̂, β̂) what it does not in OT_ε(α̂, α̂); with independent ones these terms cancel at α = β to first
+    order. The last term does not depend on α and is left out.
 
     (Genevay, Peyré & Cuturi 2018, eq. 7; Salimans, Zhang, Radford & Metaxas 2018, eq. 4; Feydy et al. 2019.)
 

@@ -1,4 +1,4 @@
-"""Optimal transport: between Gaussians in closed form, exact on discrete measures, and how fast Sinkhorn's iteration goes.
+"""Optimal transport: between Gaussians in closed form, exact on discrete measures, and Sinkhorn's rates.
 
 The cost is ‖x − y‖² where points are given, else any matrix C. The regularised problem is min_P ⟨P, C⟩ + ε KL(P ‖ αβ).
 Gaussians are N(m₁, A) and N(m₂, B) in d dimensions; σ² = ε/2 and D = (4A^½BA^½ + σ⁴I)^½.
@@ -38,8 +38,8 @@ def bures_wasserstein(m1: Tensor, a: Tensor, m2: Tensor, b: Tensor) -> Tensor:
 def monge_map(m1: Tensor, a: Tensor, m2: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(T, t) of the optimal map x ↦ Tx + t: T = A^{−½}(A^½BA^½)^½A^{−½}, t = m₂ − Tm₁.
 
-    T is symmetric positive definite, so the map is the gradient of a convex function, and TAT = B; Brenier's theorem says
-    that there is one such map only and that it is optimal.
+    T is symmetric positive definite, so the map is the gradient of a convex function, and TAT = B; Brenier's theorem
+    says that there is one such map only and that it is optimal.
 
     (Peyré & Cuturi 2019, eq. 2.40 and Thm 2.1.)
     """
@@ -68,8 +68,8 @@ def cross_covariance(a: Tensor, b: Tensor, epsilon: float) -> Tensor:
 def gaussian_entropic_cost(m1: Tensor, a: Tensor, m2: Tensor, b: Tensor, epsilon: float) -> Tensor:
     """OT_ε = ‖m₁ − m₂‖² + tr A + tr B − tr D + dσ²(1 − ln 2σ²) + σ² ln det(D + σ²I).
 
-    In one dimension with C = (D − σ²)/2 the terms after tr A + tr B are −2C − σ² ln(1 − C²/AB), where AB − C² = σ²C at the
-    minimum, so 1 − C²/AB = σ²/(C + σ²) = 2σ²/(D + σ²).
+    In one dimension with C = (D − σ²)/2 the terms after tr A + tr B are −2C − σ² ln(1 − C²/AB), where AB − C² = σ²C at
+    the minimum, so 1 − C²/AB = σ²/(C + σ²) = 2σ²/(D + σ²).
 
     (Janati, Muzellec, Peyré & Cuturi 2020, Thm 1, with ε = 2σ².)
     """
@@ -82,8 +82,8 @@ def gaussian_entropic_cost(m1: Tensor, a: Tensor, m2: Tensor, b: Tensor, epsilon
 def gaussian_potential(m1: Tensor, a: Tensor, m2: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(F, δ) of the potential f(x) = (x − m₁)ᵀF(x − m₁) + 2δᵀ(x − m₁) + constant: F = I − σ²((A − CB⁻¹Cᵀ)⁻¹ − A⁻¹).
 
-    (f ⊕ g − c)/ε is the log ratio of the Gaussian plan to the product, whose quadratic form in x is −½ of the xx block of
-    the inverse covariance less A⁻¹; δ = m₁ − m₂ is what is left of the cost once both are centred.
+    (f ⊕ g − c)/ε is the log ratio of the Gaussian plan to the product, whose quadratic form in x is −½ of the xx block
+    of the inverse covariance less A⁻¹; δ = m₁ − m₂ is what is left of the cost once both are centred.
 
     (Janati, Muzellec, Peyré & Cuturi 2020, Thm 1.)
     """
@@ -119,8 +119,8 @@ def exact_cost(cost: Matrix, a: Matrix, b: Matrix) -> float:
 def entropic_gap(a: Matrix, b: Matrix, epsilon: float) -> float:
     """ε min(H(a), H(b)) ≤ ε ln n: the most by which ⟨P_ε, C⟩ is above min ⟨P, C⟩, and OT_ε as well.
 
-    With P₀ an exact plan ⟨P_ε, C⟩ + ε KL(P_ε‖abᵀ) ≤ ⟨P₀, C⟩ + ε KL(P₀‖abᵀ), and KL(P₀‖abᵀ) is the mutual information of two
-    variables with entropies H(a) and H(b).
+    With P₀ an exact plan ⟨P_ε, C⟩ + ε KL(P_ε‖abᵀ) ≤ ⟨P₀, C⟩ + ε KL(P₀‖abᵀ), and KL(P₀‖abᵀ) is the mutual information
+    of two variables with entropies H(a) and H(b).
 
     (Peyré & Cuturi 2019, §4.1; Cover & Thomas, §2.4.)
     """
@@ -147,7 +147,7 @@ def newton_plan(cost: Matrix, a: Matrix, b: Matrix, epsilon: float) -> Matrix:
 
     (Brauer, Clason, Lorenz & Wirth 2017.)
     """
-    n, m = cost.shape
+    m = cost.shape[1]
     target = np.concatenate([a, b])[:-1]
     z = np.concatenate([cost @ b, np.zeros(m - 1)])
     level = max(epsilon, float(np.ptp(cost)))
@@ -189,7 +189,7 @@ def _newton(cost: Matrix, a: Matrix, b: Matrix, epsilon: float, z: Matrix, targe
 
 
 def birkhoff_rate(cost: Matrix, epsilon: float) -> float:
-    """tanh²(Δ/4), Δ = max (C_ik + C_jl − C_jk − C_il)/ε: by what each iteration contracts at least, in Hilbert's metric.
+    """tanh²(Δ/4), Δ = max (C_ik + C_jl − C_jk − C_il)/ε: in Hilbert's metric each iteration contracts at least so.
 
     Multiplication by K = exp(−C/ε) contracts by tanh(Δ/4), and an iteration multiplies by K and by Kᵀ.
 
