@@ -107,7 +107,8 @@ def sinkhorn(
         epsilon: ε > 0, in the units of the cost.
         max_iterations: after so many it stops where it is; `error` of the result says where that is.
         relaxation: ω, between 0 and 2, or None to find it (`Relaxation`); 1 is Sinkhorn's own iteration.
-        annealing: begin at ε = max C − min C and multiply by this factor, between 0 and 1, until `epsilon` is reached,
+        annealing: begin at ε = max C − min C (the greatest of a batch) and multiply by this factor, between 0 and 1,
+            until `epsilon` is reached,
             each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
@@ -117,33 +118,35 @@ def sinkhorn(
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
     a, b = _weights(cost, a, -2), _weights(cost, b, -1)
-    _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
     with torch.no_grad():
+        _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
-        least, most = (float(end) for end in cost.aminmax())
-        cold = start is None and max(-least, most) <= SPREAD * epsilon
+        least, most = cost.amin((-2, -1)), cost.amax((-2, -1))
+        spread = float((most - least).max())
+        hot = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None)  # exp(−C/ε) may underflow
         relaxations = [Relaxation(relaxation) for _ in range(cost[..., 0, 0].numel())]
         loop = Loop(cost, max_iterations, relaxations)
-        for level in _levels(most - least, epsilon, annealing):
-            goal = tolerance if level == epsilon else max(tolerance, COARSE)
+        for level in _levels(spread, epsilon, annealing):
+            last = level == epsilon
+            goal = tolerance if last else max(tolerance, COARSE)
             logarithmic = LogDomain(*problem, level, f, g)
             if method == "log":
-                loop.run(logarithmic, goal)
+                loop.run(logarithmic, goal, last)
                 f, g = logarithmic.potentials
                 continue
-            if not cold:  # a first iteration in the log domain makes every row and column a sum of size 1
-                logarithmic.rows(torch.ones_like(f[..., :1]))
-                logarithmic.columns(torch.ones_like(f[..., :1]))
+            if bool(hot.any()):  # one step in the log domain makes every row and column a sum of size 1
+                logarithmic.rows(hot.to(cost).unsqueeze(-1))
+                logarithmic.columns(hot.to(cost).unsqueeze(-1))
                 f, g = logarithmic.potentials
             scaling = Scaling(*problem, level, f, g)
             if cost.dtype == torch.float64:
                 rough = scaling.to(torch.float32)
-                loop.run(rough, max(goal, SINGLE), stall=16)
+                loop.run(rough, max(goal, SINGLE), last=False, stall=16)
                 scaling.go_on_from(rough)
                 del rough
-            loop.run(scaling, goal)
+            loop.run(scaling, goal, last)
             f, g = scaling.potentials
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
@@ -203,40 +206,41 @@ class Loop:
         made = torch.tensor(self.made, device=device).reshape(shape)
         return made, torch.tensor(self.errors, dtype=self.cost.dtype, device=device).reshape(shape)
 
-    def run(self, iteration: Iteration, goal: float, stall: int | None = None) -> None:
+    def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None) -> None:
         """Iterate until the error of each problem is at most `goal`, or has not fallen for `stall` steps.
 
-        A problem that has come there under ω ≠ 1 gets one plain step: with P1 = a what is measured is the whole error.
+        One of the iterations that are left is kept for the `last` run, whose error is the result's. A problem that has
+        come there under ω ≠ 1 gets one plain step: with P1 = a what is measured is the whole error.
         """
         running = set(range(len(self.made)))
         best, waited = [float("inf")] * len(self.made), [0] * len(self.made)
         omega = [relaxation.omega for relaxation in self.relaxations]
         weight = self._tensor(omega)
-        for step in range(self.left):
-            last = step == self.left - 1
-            if last:
+        most, made = self.left if last else self.left - 1, 0
+        while made < most and running:
+            if made == most - 1:
                 weight = self._tensor([float(p in running) for p in range(len(omega))])
             error = iteration.rows(weight)
-            if last or step % self.every == self.every - 1 or self.every == 1:
+            made += 1
+            if made % self.every == 0 or made == most:
                 before = list(omega)
                 for p, e in enumerate(error.flatten().tolist()):
                     if p not in running:
                         continue
                     self.errors[p], waited[p] = e, 0 if e < best[p] else waited[p] + self.every
                     best[p] = min(best[p], e)
-                    if last or (e <= goal and omega[p] == 1) or (stall and waited[p] >= stall):
+                    if made == most or (e <= goal and omega[p] == 1) or (stall and waited[p] >= stall):
                         running.discard(p)
-                        self.made[p] += step + 1
+                        self.made[p] += made
                         omega[p] = 0.0
                     else:
                         found = self.relaxations[p].observe(e, self.every)
                         omega[p] = 1.0 if e <= goal else found
-                if not running:
-                    break
                 if omega != before:
                     weight = self._tensor(omega)
-            iteration.columns(weight)
-        self.left = max(1, self.left - step - 1)
+            if running:
+                iteration.columns(weight)
+        self.left -= made
 
     def _tensor(self, omega: list[float]) -> Tensor:
         return torch.tensor(omega, dtype=self.cost.dtype, device=self.cost.device).reshape(*self.cost.shape[:-2], 1)
@@ -297,6 +301,8 @@ def _require(
     annealing: float | None,
     method: str,
 ) -> None:
+    if not bool(cost.isfinite().all()):
+        raise ValueError("cost must be finite")
     resolved = 4 * torch.finfo(cost.dtype).eps
     for name, value, right, wanted in (
         ("epsilon", epsilon, epsilon > 0, "above 0"),
@@ -308,8 +314,6 @@ def _require(
     ):
         if not right:
             raise ValueError(f"{name}={value} must be {wanted}")
-    if not bool(cost.isfinite().all()):
-        raise ValueError("cost must be finite")
     for name, weights in (("a", a), ("b", b)):
         if bool((weights < 0).any()):
             raise ValueError(f"{name} must not be negative, but its least is {float(weights.min())}")
