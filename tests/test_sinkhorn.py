@@ -107,12 +107,13 @@ def test_absorption_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_problem_is_solved_as_if_it_were_alone(method: Any) -> None:
     cost, a, b = problem(2, 3)
     cost[1, 2] *= 5  # needs more iterations than the others
-    together = sinkhorn(cost, a, b, epsilon=0.5, method=method)
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-12, "method": method}
+    together = sinkhorn(cost, a, b, **options)
     for i in range(2):
         for j in range(3):
-            alone = sinkhorn(cost[i, j], a[i, j], b[i, j], epsilon=0.5, method=method)
-            close(together.f[i, j], alone.f, atol=1e-8)  # both to the tolerance; float32 adds in another order
-            assert abs(int(together.iterations[i, j]) - int(alone.iterations)) <= (method == "scaling")
+            alone = sinkhorn(cost[i, j], a[i, j], b[i, j], **options)
+            close(together.f[i, j], alone.f, atol=1e-9)  # both to the tolerance; float32 adds in another order
+            assert abs(int(together.iterations[i, j]) - int(alone.iterations)) <= 3 * (method == "scaling")
     assert together.iterations[1, 2] == together.iterations.max() > together.iterations.min()
 
 
