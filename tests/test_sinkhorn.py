@@ -1,4 +1,4 @@
-"""Sinkhorn's algorithm against POT, its own optimality conditions, and derivatives taken otherwise."""
+"""Sinkhorn's algorithm against POT and its optimality conditions, its derivatives against others' and differences."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Plans(Picture):
     @torch.no_grad()
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
-        from lab.figures.panel import MEASURED, THEORY
+        from lab.figures.panel import INK, MEASURED
 
         (x, a), (y, b) = run.data.grids
         source, target = run.data.source.first(), run.data.target.first()
@@ -43,12 +43,13 @@ class Plans(Picture):
             density = plan / ((x[1] - x[0]) * (y[1] - y[0]))
             ax.pcolormesh(x[:, 0], y[:, 0], density.mT, cmap="Blues", shading="nearest", rasterized=True)
             reach = torch.tensor([-3.0, 3.0], dtype=torch.float64) * source.covariance[0, 0].sqrt() + source.mean[0]
-            ax.plot(reach, slope[0, 0] * reach + shift[0], color=THEORY, lw=0.8)
+            ax.plot(reach, slope[0, 0] * reach + shift[0], color=INK, lw=0.8)
             for points, weights, law, along in ((x, a, source, "x"), (y, b, target, "y")):
                 _margin(ax, points[:, 0], weights, law, along, MEASURED)
             ax.set(xlabel="$x$", title=rf"$\varepsilon$ = {epsilon:g}")
         axes[0].set_ylabel("$y$")
-        figure.text(0.99, 0.01, "line: Monge map", ha="right", va="bottom", fontsize=7, color=THEORY)
+        axes[0].plot([], [], color=INK, lw=0.8, label="Monge map")
+        figure.legend(loc="outside lower right")
         return figure
 
 
@@ -83,17 +84,17 @@ class Displacement(Picture):
         identity = torch.eye(source.d, dtype=torch.float64)
         circle = torch.linspace(0, 2 * math.pi, 100, dtype=torch.float64)
         circle = 2 * torch.stack([circle.cos(), circle.sin()], -1)
-        figure = blank(16, 4.6)
+        figure = blank(16, 4.8)
         axes = figure.subplots(1, self.steps, sharex=True, sharey=True, squeeze=False)[0]
         for k, ax in enumerate(axes):
             t = k / max(1, self.steps - 1)
             at = (1 - t) * x + t * moved
             ax.scatter(*at[:, :2].mT, s=3, color=MEASURED, alpha=0.6, linewidths=0)
             ellipse = source.of(circle) @ ((1 - t) * identity + t * matrix).mT + t * shift
-            ax.plot(*ellipse[:, :2].mT, color=THEORY, lw=1)
+            (line,) = ax.plot(*ellipse[:, :2].mT, color=THEORY, lw=1)
             ax.set(title=f"$t$ = {t:g}", xlabel="$x_1$", aspect="equal")
         axes[0].set_ylabel("$x_2$")
-        figure.text(0.99, 0.01, "ellipses: 2 deviations, theory", ha="right", va="bottom", fontsize=7, color=THEORY)
+        figure.legend([line], ["2 deviations, theory"], loc="outside lower right")
         return figure
 
 
@@ -136,13 +137,10 @@ class Potentials(Picture):
         lattice = source.of(torch.cartesian_prod(ticks, ticks))
         matrix, shift = theory.monge_map(source.mean, source.covariance, target.mean, target.covariance)
         learned, exact = run.model.generator.double()(lattice), lattice @ matrix.mT + shift
-        for start, end in zip(lattice, learned, strict=True):
-            right.annotate(
-                "", end[:2].tolist(), start[:2].tolist(), arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5}
-            )
+        right.plot(*torch.stack([lattice, learned])[..., :2].permute(2, 0, 1), color="0.85", lw=0.5, zorder=0)
         right.scatter(*lattice[:, :2].mT, s=4, color="0.6", label="$x$")
         right.scatter(*exact[:, :2].mT, s=26, facecolors="none", edgecolors=THEORY, linewidths=0.8, label="theory")
         right.scatter(*learned[:, :2].mT, s=5, color=MEASURED, label="learned $T(x)$")
         right.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="the Monge map")
-        right.legend(fontsize=6, loc="lower left")
+        right.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, handletextpad=0.1)
         return figure
