@@ -1,4 +1,4 @@
-"""Closed forms of optimal transport against brute force; losses against their definitions; claims tell right from wrong."""
+"""Closed forms of transport against brute force, losses against their definitions; claims tell right from wrong."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from lab.theory import transport as theory
 
 SIGMAS = 5.0
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-SOURCE = Gaussian([0.0, 0.0], [[1.0, 0.3], [0.3, 0.5]])
-TARGET = Gaussian([1.0, -0.5], [[0.6, -0.3], [-0.3, 1.2]])
+SOURCE = Gaussian([0.0, 0.0], [[1.0, 0.4], [0.4, 0.3]])
+TARGET = Gaussian([0.5, -0.25], [[0.4, 0.4], [0.4, 1.2]])
 LAWS = SOURCE.mean, SOURCE.covariance, TARGET.mean, TARGET.covariance
 
 
@@ -140,8 +140,8 @@ def test_newton_finds_the_plan(epsilon: float) -> None:
     plan = theory.newton_plan(cost, a, b, epsilon)
     np.testing.assert_allclose(plan.sum(1), a, atol=1e-12)
     np.testing.assert_allclose(plan.sum(0), b, atol=1e-12)
-    potential = epsilon * np.log(plan / np.outer(a, b)) + cost  # f ⊕ g: of rank one under double centring
-    assert np.abs(potential - potential[:1] - potential[:, :1] + potential[0, 0]).max() < 1e-7
+    found = sinkhorn(*map(torch.from_numpy, (cost, a, b)), epsilon=epsilon, tolerance=1e-12, annealing=0.5)
+    np.testing.assert_allclose(found.plan.numpy(), plan, atol=1e-9)  # another algorithm for the same optimum
 
 
 def test_exact_transport_is_a_linear_programme() -> None:
@@ -172,7 +172,7 @@ def test_knights_rate_on_a_grid_is_mehlers() -> None:
     cost = SquaredEuclidean()(x, y).numpy()
     for epsilon in (1.0, 4.0):
         rate = theory.knight_rate(cost, a.numpy(), b.numpy(), epsilon)
-        assert theory.gaussian_rate(1.0, 0.6, epsilon) == pytest.approx(rate, abs=1e-6)
+        assert theory.gaussian_rate(1.0, 0.4, epsilon) == pytest.approx(rate, abs=1e-6)
 
 
 def test_birkhoffs_diameter_is_the_greatest_cross_ratio() -> None:
@@ -202,10 +202,9 @@ def test_no_relaxation_is_faster_than_the_optimal_one(rho: float) -> None:
 
 
 def pair(**options: Any) -> GaussianPair:
-    data = GaussianPair(
+    return GaussianPair(
         SOURCE, TARGET, **{"batch_size": 3, "points": 5, "support": 20, "grid": 40, "seed": 2, **options}
     )
-    return data
 
 
 def ready(data: GaussianPair, rank: int = 0, ranks: int = 1) -> GaussianPair:
@@ -218,7 +217,7 @@ def ready(data: GaussianPair, rank: int = 0, ranks: int = 1) -> GaussianPair:
 def test_samples_are_of_the_two_laws_and_a_function_of_seed_and_step() -> None:
     data = ready(pair(batch_size=40, points=50))
     batches = list(data.block(4, 7).batches)
-    again = list(data.block(5, 6).batches)[0]
+    again = next(iter(data.block(5, 6).batches))
     assert torch.equal(batches[1][0], again[0])
     assert not torch.equal(batches[0][0], batches[1][0])
     assert not torch.equal(
@@ -278,7 +277,7 @@ def module(**options: Any) -> EntropicTransport:
 
 def test_the_dual_value_is_its_definition() -> None:
     f, g, cost = normal(4), normal(3, seed=1), normal(4, 3, seed=2).square()
-    a, b = torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), torch.tensor([0.2, 0.3, 0.5]).double()
+    a, b = torch.arange(1, 5).double() / 10, torch.tensor([2.0, 3.0, 5.0]).double() / 10
     pairs = [(i, j) for i in range(4) for j in range(3)]
     terms = [(f[i] + g[j] - 0.7 * math.expm1((f[i] + g[j] - cost[i, j]) / 0.7)) for i, j in pairs]
     close(model.dual_value(f, g, cost, 0.7), sum(terms) / 12)  # type: ignore[arg-type]
@@ -418,7 +417,7 @@ def test_the_exact_solution_holds(name: str, exact: SimpleNamespace, data: Gauss
     e = judged(name, exact, data)
     assert e.judged.holds
     if name in ("potentials_value", "monge_map", "wasserstein"):
-        assert e.judged.difference < 1e-8
+        assert e.judged.difference < 1e-7
 
 
 @pytest.mark.parametrize(
@@ -481,7 +480,7 @@ def test_a_map_that_turns_is_refuted(exact: SimpleNamespace, data: GaussianPair)
 
 
 def test_relaxation_is_measured_as_it_is_set(exact: SimpleNamespace, data: GaussianPair) -> None:
-    rho = theory.gaussian_rate(1.0, 0.6, 1.0)
+    rho = theory.gaussian_rate(1.0, 0.4, 1.0)
     exact.relaxation = theory.optimal_relaxation(rho) - 0.05
     measured = claims.GaussianRate([1.0]).measure(Run(exact, data)).value
     roots = np.roots([1, 2 * (exact.relaxation - 1) - exact.relaxation**2 * rho, (exact.relaxation - 1) ** 2])
