@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "loop", "solvers", "startup", "sweep"):
+    for name in ("_common", "loop", "solvers", "startup", "sweep", "vae"):
         sys.modules.pop(name, None)
 
 
@@ -59,6 +59,30 @@ def test_the_block_size_changes_no_weight(block_size: int) -> None:
     overrides = [*loop.LINEAR, "data.designs.tall.replicates=3", "logger=none"]
     expected = loop.bare(loop.frozen(overrides, 30, 50)).weights
     assert all(map(torch.equal, expected, loop.lab(loop.frozen(overrides, 30, block_size)).weights))
+
+
+def test_the_examples_loss_is_the_labs(tmp_path: Path) -> None:
+    """The same weights, the same images and no noise: one number, written in two ways."""
+    vae, loop = module("vae"), module("loop")
+    vae.digits_as_mnist(tmp_path, 256, 128)
+    example = vae.Example(tmp_path, "mnist")
+    data, model = loop.instantiated(vae.config(tmp_path, "mnist", 256, 1))
+    layers = example.layers
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            joint = torch.cat([getattr(layers["fc21"], name), getattr(layers["fc22"], name)])
+            ours = (model.net.encoder, model.net.posterior, model.net.decoder, model.net.output)
+            theirs = (getattr(layers["fc1"], name), joint, getattr(layers["fc3"], name), getattr(layers["fc4"], name))
+            for layer, value in zip(ours, theirs, strict=True):
+                getattr(layer, name).copy_(value)
+    images, _ = next(iter(example.test))
+    held_out = data.as_pixels(data.held_out)
+    assert torch.equal(images.flatten(1), held_out[: len(images)])
+    torch.manual_seed(0)
+    noise = torch.randn(len(images), 20)
+    loss, _ = model.objective((held_out[: len(images)], 1.0, noise))
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss, example.loss(images) / len(images))
 
 
 def test_interleaved_runs_every_work_in_every_repeat() -> None:

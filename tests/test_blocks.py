@@ -61,3 +61,18 @@ def test_blocks_are_cut_alike_from_any_start(stop: int, size: int) -> None:
         assert [b for _, b in resumed] == [b for b in ends if b > start]
         assert all(first[1] == second[0] for first, second in itertools.pairwise(resumed))
     assert cuts(stop) == []
+
+
+def test_uniform_draws_are_functions_of_seed_step_and_place() -> None:
+    order = Order(100, 8, seed=3)
+    whole = order.uniform(range(5), slice(0, 8), 2)
+    assert whole.shape == (5, 8, 2)
+    assert whole.dtype == torch.float64
+    assert 0 <= float(whole.min()) < 0.1 < 0.9 < float(whole.max()) < 1
+    parts = [order.uniform([3], order.share(rank, 3), 2) for rank in range(3)]
+    assert torch.equal(torch.cat(parts, 1), whole[3:4])
+    for other in (Order(100, 8, seed=4).uniform([3], slice(0, 8), 2), whole[2:3]):
+        assert not torch.equal(other, whole[3:4])
+    normal = order.noise([3], slice(0, 8), 2)
+    correlation = torch.corrcoef(torch.stack([torch.special.ndtri(whole[3]).flatten(), normal[0].flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.9, "noise and uniform draws are of different streams"

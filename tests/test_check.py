@@ -201,7 +201,14 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("trainer.num_nodes=0", ["trainer.num_nodes=0", "≥ 1"]),
         ("trainer.num_nodes=2", ["trainer.num_nodes=2", "hydra/launcher=slurm"]),
         ("trainer.precision=16-mixed", ["trainer.precision=16-mixed", "bf16-mixed"]),
-        ("trainer.accumulate_grad_batches=2", ["trainer.accumulate_grad_batches=2", "set by the lab"]),
+        (
+            "trainer.accumulate_grad_batches=2",
+            ["trainer.accumulate_grad_batches=2", "set by the lab; use model.accumulate"],
+        ),
+        ("trainer.gradient_clip_val=1", ["trainer.gradient_clip_val=1", "use model.clip"]),
+        ("model.ema=1", ["model.ema=1", "> 0 and < 1"]),
+        ("model.ema=0.9 trainer.precision=bf16-true", ["model.ema=0.9", "bf16-mixed"]),
+        ("model.ema=0.9 trainer.strategy=fsdp", ["model.ema=0.9", "auto, ddp"]),
         ("trainer.strategy=dpd", ["trainer.strategy=dpd", "auto, ddp, fsdp"]),
         (
             "trainer.strategy=fsdp trainer.precision=64-true",

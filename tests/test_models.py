@@ -148,8 +148,8 @@ def test_the_nested_optimum_is_the_eigenvectors_in_order() -> None:
 
 
 def autoencoder(**options: Any) -> Reconstruction:
-    model = Reconstruction(LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2), SGD, **options)
-    return model.double()
+    options = {"optimizer": SGD} | options
+    return Reconstruction(LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2), **options).double()
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -189,6 +189,82 @@ def test_every_step_of_a_block_steps_optimiser_and_schedule() -> None:
     assert float(model.lr_schedulers().get_last_lr()[0]) == 0.0
 
 
+RATE = partial(torch.optim.SGD, lr=0.05)
+
+
+def trained(steps: int = 7, batch_size: int | None = 4, **options: Any) -> Reconstruction:
+    model = Reconstruction(LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2), optimizer=RATE, **options).double()
+    fit(model, Handful(batch_size=batch_size, seed=1, block_size=3), steps)
+    return model
+
+
+def by_hand(steps: int, longest: float) -> Iterator[dict[str, Tensor]]:
+    """The weights after each step of gradient descent on gradients that are shortened to `longest`."""
+    model, data = autoencoder(), Handful(batch_size=4, seed=1)
+    data.dtype = torch.float64
+    data.setup()
+    for step in range(steps):
+        loss, _ = model.objective((data.x[data.order.batch(step)], 1.0))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
+        with torch.no_grad():
+            for p, gradient in zip(model.parameters(), gradients, strict=True):
+                p -= 0.05 * min(1.0, longest / norm) * gradient
+        yield {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_a_batch_in_parts_is_the_same_step(parts: int, batch_size: int | None) -> None:
+    """Parts of one, two and no rows: twenty are more than there are rows."""
+    whole, cut = (trained(batch_size=batch_size, accumulate=n).state_dict() for n in (1, parts))
+    close(cut, whole)
+
+
+def test_a_part_holds_only_its_rows_in_the_graph() -> None:
+    seen = []
+
+    class Watched(Reconstruction):
+        def objective(self, batch: Any) -> Any:
+            seen.append(len(batch[0]))
+            return super().objective(batch)
+
+    model = Watched(LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2), optimizer=RATE, accumulate=3).double()
+    fit(model, Handful(batch_size=4), 2)
+    assert seen == [1, 1, 2] * 2
+
+
+def test_a_long_gradient_is_shortened() -> None:
+    *_, expected = by_hand(7, longest=7.0)
+    norms = []
+
+    class Watched(Reconstruction):
+        def training_step(self, *block: Any) -> dict[str, Any]:
+            logged = super().training_step(*block)
+            norms.extend(float(metrics["gradient_norm"]) for metrics in logged["metrics"])
+            return logged
+
+    model = Watched(LinearAutoencoder(5, 2), OrderedAutoencoder(5, 2), optimizer=RATE, clip=7.0).double()
+    fit(model, Handful(batch_size=4, seed=1, block_size=3), 7)
+    assert min(norms) < 7 < max(norms), "both kinds must be seen"
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=1e-6, atol=1e-6)  # torch divides by norm + 1e-6
+
+
+def test_the_average_follows_the_weights_and_is_what_is_left() -> None:
+    average = {name: p.detach().clone() for name, p in autoencoder().named_parameters()}
+    for step, weights in enumerate(by_hand(7, longest=float("inf"))):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+    close(dict(trained(ema=0.3).named_parameters()), average)
+    assert (1 + 2) / (10 + 2) < 0.3 < (1 + 6) / (10 + 6), "both decays must be seen"
+
+
+@pytest.mark.slow
+def test_a_compiled_objective_trains_the_same() -> None:
+    close(trained(compiled=True).state_dict(), trained().state_dict())
+
+
 @pytest.mark.parametrize(
     ("net", "ordered", "said"),
     [
@@ -200,7 +276,7 @@ def test_nets_of_another_dimension_than_the_data_are_refused(
     net: LinearAutoencoder, ordered: OrderedAutoencoder, said: str
 ) -> None:
     with pytest.raises(Refusal, match=said):
-        fit(Reconstruction(net, ordered, SGD), Handful(), 1)
+        fit(Reconstruction(net, ordered, optimizer=SGD), Handful(), 1)
 
 
 def test_data_of_another_kind_are_refused() -> None:

@@ -20,9 +20,13 @@ def pin_threads(threads: int) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
-def arguments(doc: str, repeats: int, **flags: str) -> argparse.Namespace:
-    """--quick, --repeats, --threads, --json and the named boolean flags; pins the threads."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(
+    doc: str, repeats: int, parents: Sequence[argparse.ArgumentParser] = (), **flags: str
+) -> argparse.Namespace:
+    """--quick, --repeats, --threads, --json, the named boolean flags and what `parents` take; pins the threads."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, parents=parents
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, numbers mean nothing")
     parser.add_argument("--repeats", type=int, help=f"paired repeats ({repeats})")
     parser.add_argument("--threads", type=int, default=1, help="BLAS and OpenMP threads of everyone (1)")

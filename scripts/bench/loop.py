@@ -279,18 +279,23 @@ def ladder(cfg: Any, parts: Sequence[str], repeats: int) -> dict[str, list[float
     return seconds
 
 
-def main() -> None:
-    """Measure and print."""
-    options = common.arguments(__doc__ or "", repeats=5)
+def prepare(threads: int) -> None:
+    """Import what the lab does, with so many threads, wandb offline and nothing said."""
     os.environ["WANDB_MODE"] = "offline"
     import torch
 
     from lab import run  # noqa: F401  before Lightning: it hides what torchmetrics would import
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "py.warnings", "lab"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = common.arguments(__doc__ or "", repeats=5)
+    prepare(options.threads)
     samples: dict[str, Any] = {}
     started, busy = time.perf_counter(), common.BusyMeter()
 

@@ -29,6 +29,9 @@ LAB_SET = frozenset({
 })  # fmt: skip
 """Trainer parameters that the lab passes itself, so that a run resumes and splits over processes exactly."""
 
+INSTEAD = {"accumulate_grad_batches": "model.accumulate", "gradient_clip_val": "model.clip"}
+"""Where the lab has them."""
+
 FILLED = {"logger": {"id": "id=", "save_dir": "run_dir="}}
 """Parameters of a group's nodes that the lab passes itself, with what sets them instead."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import annotated_types as at
 
 from lab import compose
-from lab.binding import FILLED, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
+from lab.binding import FILLED, INSTEAD, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
 from lab.errors import Refusal, nearest, nearest_key
 from lab.machine import check_machine
 from lab.rundir import FIGURE
@@ -84,7 +84,8 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
         )
     _check_controls(config["controls"], config["claims"], config["control"])
     for name in sorted(LAB_SET & config["trainer"].keys()):
-        raise Refusal(f"trainer.{name}={shown(config['trainer'][name])} is not allowed: it is set by the lab")
+        instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
+        raise Refusal(f"trainer.{name}={shown(config['trainer'][name])} is not allowed: it is set by the lab{instead}")
     for group, fills in FILLED.items():
         for node, name in ((node, name) for node in config[group] for name in fills):
             if name in config[group][node]:
@@ -94,6 +95,7 @@ def check_run(cfg: DictConfig) -> dict[str, Any]:
         (check_group if key in (*_NODES, *_GROUPS) else walk)(key, config[key], raw[key])
     check_parts(config, raw)
     _check_strategy(config["trainer"], config["model"])
+    _check_average(config["trainer"], config["model"].get("ema"))
     _check_objective(config["objective"], config["claims"])
     controls: dict[str, Any] = config["controls"]
     return controls
@@ -164,6 +166,19 @@ def _check_strategy(trainer: dict[str, Any], model: dict[str, Any]) -> None:
             "trainer.precision=64-true is not allowed with trainer.strategy=fsdp; "
             "allowed: 32-true, bf16-mixed, bf16-true"
         )
+
+
+def _check_average(trainer: dict[str, Any], ema: float | None) -> None:
+    """Refuse to average weights where the average would stand still, or where no rank has all of them."""
+    if ema is None:
+        return
+    if trainer.get("precision") == "bf16-true":
+        raise Refusal(
+            f"model.ema={ema} is not allowed with trainer.precision=bf16-true: a change below 1/256 of the average "
+            "would leave it as it is; allowed: bf16-mixed, 32-true, 64-true"
+        )
+    if trainer.get("strategy") == "fsdp":
+        raise Refusal(f"model.ema={ema} is not allowed with trainer.strategy=fsdp; allowed: auto, ddp")
 
 
 def _check_objective(objective: str | None, claims: dict[str, Any]) -> None:

@@ -21,3 +21,8 @@ def generator(seed: int, *stream: int | str) -> torch.Generator:
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     """N(0, 1) draws in float64 on the CPU, whatever the default type and device: the same on every machine."""
     return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """U(0, 1) draws in float64 on the CPU, as `normal` has them."""
+    return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu")

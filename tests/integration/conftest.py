@@ -42,16 +42,21 @@ class Outcome:
 
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights, buffers and the optimiser's state at the last step, by name."""
+        """Weights (averaged and followed, where there are both), buffers and the optimiser's state at the last step."""
         last = max(self.path.glob("checkpoints/step-*.ckpt"))
         checkpoint = torch.load(last, weights_only=True)
         optimizer = checkpoint["optimizer_states"][0]["state"]
-        return checkpoint["state_dict"] | {
-            f"optimizer.{i}.{name}": torch.as_tensor(value)
-            for i, slots in optimizer.items()
-            for name, value in slots.items()
-            if value is not None
-        }
+        followed = {f"followed.{name}": value for name, value in checkpoint.get("followed", {}).items()}
+        return (
+            checkpoint["state_dict"]
+            | followed
+            | {
+                f"optimizer.{i}.{name}": torch.as_tensor(value)
+                for i, slots in optimizer.items()
+                for name, value in slots.items()
+                if value is not None
+            }
+        )
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -64,6 +64,14 @@ def test_weights_split_over_two_ranks_are_trained_and_saved_whole(
     assert outcome(tmp_path / "run").differs_from(finished(words("pca_autoencoder", "trainer.devices=2"))) == []
 
 
+def test_average_and_weights_both_go_on(
+    start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
+) -> None:
+    at_scale = ["data.batch_size=64", "model.accumulate=3", "model.clip=50", "model.ema=0.99"]
+    stop_and_finish("vae", at_scale, start, finished, words, steps, at, outcome)
+    assert any(name.startswith("followed.") for name in outcome(at).state)
+
+
 def stop_and_finish(
     experiment: str, more: list[str], start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
 ) -> None:

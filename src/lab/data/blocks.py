@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lab.random import generator, normal
+from lab.random import generator, normal, uniform
 from lab.types import NonNegativeInt, PositiveInt
 
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -44,6 +44,11 @@ class Order:
         noise is drawn, and the share cut from it.
         """
         draws = [normal(generator(self.seed, "noise", step), self.batch_size, *shape)[share] for step in steps]
+        return torch.stack(draws)
+
+    def uniform(self, steps: Iterable[int], share: slice, *shape: int) -> Tensor:
+        """U(0, 1) draws as `noise` has normal ones, independent of those."""
+        draws = [uniform(generator(self.seed, "uniform", step), self.batch_size, *shape)[share] for step in steps]
         return torch.stack(draws)
 
     def share(self, rank: int, world_size: int) -> slice:

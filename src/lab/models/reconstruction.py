@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lab.data.blocks import InMemoryData
 from lab.data.digits import CentredImages
@@ -53,17 +50,17 @@ class Reconstruction(SteppedModule):
         net: x ↦ x̂.
         ordered: x ↦ codes z = Wᵀx.
         nested: train `ordered` by nested dropout; False leaves its codes without an order.
+        training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
 
     def __init__(
         self,
         net: LinearAutoencoder,
         ordered: OrderedAutoencoder,
-        optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         nested: bool = True,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(**training)
         self.net, self.ordered = net, ordered
         self._ordered_error = nested_error if nested else tied_error
 

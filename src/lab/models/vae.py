@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lab.data.blocks import Block, InMemoryData
 from lab.data.digits import CentredImages, Images
@@ -121,6 +119,7 @@ class VAE(SteppedModule):
         shape: height and width of an image.
         linear: a linear model to train on the same batches.
         beta: the weight of KL(q(z|x) ‖ p(z)); 1 is the bound, 0 an autoencoder with noise in its codes.
+        training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
 
     splits = False  # encoder and decoder are called one by one
@@ -130,12 +129,11 @@ class VAE(SteppedModule):
         self,
         net: MLPVAE,
         shape: list[PositiveInt],
-        optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         linear: LinearVAE | None = None,
         beta: NonNegative = 1.0,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(**training)
         self.net, self.linear, self.beta, self.shape = net, linear, beta, tuple(shape)
         self.register_buffer("mean", torch.zeros(net.d, device="cpu"))
 
@@ -172,7 +170,8 @@ class VAE(SteppedModule):
             loss, logged = loss + exact, logged | {"loss/linear": exact.detach()}
         return loss, logged
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.held_out is not None and self.trainer.is_global_zero:
             log.info("loss/net of the %d images held out: %.2f nats", len(data.held_out), self.held_out_loss(data))

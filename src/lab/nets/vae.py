@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from lab.errors import Refusal
 from lab.nets.likelihoods import Bernoulli, Gaussian
-from lab.random import generator, normal
+from lab.random import generator, normal, uniform
 from lab.types import NonNegativeInt, Positive, PositiveInt
 
 
@@ -102,6 +102,5 @@ class MLPVAE(nn.Module):
 def _linear(draw: Generator, inputs: int, outputs: int) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, device="meta")
     for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-        uniform = torch.rand(*shape, generator=draw, dtype=torch.float64, device="cpu")
-        setattr(layer, name, nn.Parameter((2 * uniform - 1) / math.sqrt(inputs)))
+        setattr(layer, name, nn.Parameter((2 * uniform(draw, *shape) - 1) / math.sqrt(inputs)))
     return layer
