@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.sinkhorn import Transport
@@ -80,6 +78,7 @@ class EntropicTransport(SteppedModule):
         epsilon: ε, in squares of the data's unit.
         debiased: whether the generator's loss is the divergence or OT_ε alone.
         relaxation: ω of the iteration whose rate is measured.
+        training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
 
     splits = False  # the generator's matrix is read outside its forward
@@ -92,13 +91,12 @@ class EntropicTransport(SteppedModule):
         cost: SquaredEuclidean,
         solver: Solver,
         inner: Solver,
-        optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         epsilon: Positive = 1.0,
         debiased: bool = True,
         relaxation: Annotated[float, Gt(0), Lt(2)] = 1.0,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(**training)
         self.source, self.target, self.generator = source, target, generator
         self.cost, self.solver, self.inner = cost, solver, inner
         self.epsilon, self.debiased, self.relaxation = epsilon, debiased, relaxation

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lab.random import generator, normal
+from lab.random import generator, normal, uniform
 from lab.types import NonNegativeInt, PositiveInt
 
 
@@ -27,8 +27,7 @@ class Potential(nn.Module):
         for inputs, outputs in ((d, hidden), (hidden, hidden), (hidden, 1)):
             layer = nn.Linear(inputs, outputs, device="meta")
             for key, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-                uniform = torch.rand(*shape, generator=draw, dtype=torch.float64, device="cpu")
-                setattr(layer, key, nn.Parameter((2 * uniform - 1) / math.sqrt(inputs)))
+                setattr(layer, key, nn.Parameter((2 * uniform(draw, *shape) - 1) / math.sqrt(inputs)))
             layers += [layer, nn.Softplus()]
         self.d, self.layers = d, nn.Sequential(*layers[:-1])
         self.to(torch.get_default_dtype())
