@@ -11,8 +11,8 @@ BLOCK = 1 << 22
 """Bytes of a block of rows: small enough to be still in the cache when the block is read for the second time."""
 REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix."""
-FLOOR = -80.0
-"""The least exponent: below it float32 has slow, denormal numbers. With `REACH` nothing that counts is lost."""
+LEAST = 1e-35
+"""The least entry in float32: below it numbers are denormal and slow. It counts for e^{2·REACH} times that."""
 
 
 class Scaling:
@@ -39,8 +39,9 @@ class Scaling:
     def to(self, dtype: torch.dtype) -> Scaling:
         """The same in another precision."""
         other = copy.copy(self)
-        for name in ("a", "b", "log_u", "log_v", "kernel"):
+        for name in ("a", "b", "log_u", "log_v"):
             setattr(other, name, getattr(self, name).to(dtype))
+        other.kernel = _lifted(self.kernel.to(dtype, copy=True))
         return other
 
     def go_on_from(self, other: Scaling) -> None:
@@ -75,17 +76,24 @@ class Scaling:
         if max(float(self.log_u.abs().amax()), float(self.log_v.abs().amax())) > REACH:
             self.f0, self.g0 = self.potentials
             self.log_u, self.log_v = torch.zeros_like(self.log_u), torch.zeros_like(self.log_v)
-            self.kernel = self._kernel().to(self.a.dtype)
+            self.kernel = _lifted(self._kernel().to(self.a.dtype))
 
     def _blocks(self) -> list[slice]:
         n, m = self.cost.shape[-2:]
         whole = self.cost.dim() > 2 or self.cost.device.type != "cpu"
-        size = n if whole else max(1, BLOCK // (m * self.kernel.element_size()))
+        size = n if whole else max(1, BLOCK // (m * self.a.element_size()))
         return [slice(i, i + size) for i in range(0, n, size)]
 
     def _kernel(self) -> Tensor:
-        exponent = (self.f0.unsqueeze(-1) - self.cost).add_(self.g0.unsqueeze(-2)).div_(self.epsilon)
-        return exponent.clamp_(min=FLOOR).exp_()
+        kernel, g0 = torch.empty_like(self.cost), self.g0.unsqueeze(-2)
+        for rows in self._blocks():
+            block = torch.sub(self.f0[..., rows].unsqueeze(-1), self.cost[..., rows, :], out=kernel[..., rows, :])
+            block.add_(g0).div_(self.epsilon).exp_()
+        return _lifted(kernel)
+
+
+def _lifted(kernel: Tensor) -> Tensor:
+    return kernel.clamp_(min=LEAST) if kernel.dtype == torch.float32 else kernel
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:

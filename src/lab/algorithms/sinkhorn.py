@@ -11,6 +11,7 @@ takes leading batch dimensions, and each problem of a batch is solved as if it w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -28,8 +29,8 @@ COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
 SINGLE = 2e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
-SPREAD = 60.0
-"""Up to this cost, in units of ε, exp(−C/ε) is far from underflow in float32."""
+SPREAD = {torch.float32: 60.0, torch.float64: 150.0}
+"""Up to this cost, in units of ε, the iteration may start from exp(−C/ε): no row or column of it underflows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +124,11 @@ def sinkhorn(
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
-        least, most = cost.amin((-2, -1)), cost.amax((-2, -1))
+        least, most = problem[0].flatten(-2).aminmax(dim=-1)
         spread = float((most - least).max())
-        hot = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None)  # exp(−C/ε) may underflow
+        if not math.isfinite(spread):
+            raise ValueError("cost must be finite")
+        hot = (torch.maximum(most, -least) > SPREAD[cost.dtype] * epsilon) | (start is not None)
         relaxations = [Relaxation(relaxation) for _ in range(cost[..., 0, 0].numel())]
         loop = Loop(cost, max_iterations, relaxations)
         for level in _levels(spread, epsilon, annealing):
@@ -279,14 +282,15 @@ def _levels(spread: float, epsilon: float, annealing: float | None) -> Iterator[
 
 
 def _weights(cost: Tensor, weights: Tensor | None, side: int) -> Tensor:
-    if cost.dim() < 2 or not cost.dtype.is_floating_point:
-        raise ValueError(f"cost must be a matrix of numbers, (..., n, m), not {cost.dtype} of shape {list(cost.shape)}")
+    if cost.dim() < 2 or cost.dtype not in SPREAD:
+        found = f"{cost.dtype} of shape {list(cost.shape)}"
+        raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
     shape = cost[..., 0].shape if side == -2 else cost[..., 0, :].shape
     if weights is None:
         return torch.full(shape, 1 / shape[-1], dtype=cost.dtype, device=cost.device)
     if weights.shape[-1:] != shape[-1:]:
-        found, name = list(weights.shape), "a" if side == -2 else "b"
-        raise ValueError(f"{name} must have {shape[-1]} weights for a cost of shape {list(cost.shape)}, not {found}")
+        name, given = "a" if side == -2 else "b", list(weights.shape)
+        raise ValueError(f"{name} must have {shape[-1]} weights for a cost of shape {list(cost.shape)}, not {given}")
     return weights.to(cost).broadcast_to(shape)
 
 
@@ -301,8 +305,6 @@ def _require(
     annealing: float | None,
     method: str,
 ) -> None:
-    if not bool(cost.isfinite().all()):
-        raise ValueError("cost must be finite")
     resolved = 4 * torch.finfo(cost.dtype).eps
     for name, value, right, wanted in (
         ("epsilon", epsilon, epsilon > 0, "above 0"),

@@ -86,9 +86,9 @@ class PotentialsValue(Claim):
     reference = "Seguy et al. 2018, §3; Janati, Muzellec, Peyré & Cuturi 2020, Thm 1"
     symbol = r"$OT_\varepsilon$"
     relation = equal(
-        "optimisation error: nats by which the plan of the learned potentials may be off, times ε; "
-        "without the entropic terms of D the closed form is 0.5 away",
-        atol=5e-3,
+        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (0.012 is the most that "
+        "was seen, over 10 seeds); the cost without its entropic terms is 2.2 away",
+        atol=0.03,
     )
 
     def __init__(self, epsilon: Positive, points: PositiveInt = 40, reach: Positive = 6.0) -> None:
@@ -144,13 +144,13 @@ class Marginals(_OverEpsilon):
 
     reference = "Peyré & Cuturi 2019, eq. 4.14"
     symbol = "error of the marginals"
-    relation = at_most("the bound is the claim; the algorithm stops at 1e-11", atol=1e-9)
+    relation = at_most("none: the bound is the claim, and the algorithm stops at 1e-11")
 
     def __init__(self, epsilons: Epsilons = [0.1, 0.3, 1.0, 3.0, 10.0]) -> None:  # noqa: B006 - read only
         super().__init__(epsilons)
 
     def predict(self, data: GaussianPair) -> Quantity:
-        return Quantity([0.0] * len(self.epsilons), x=self.epsilons)
+        return Quantity([1e-9] * len(self.epsilons), x=self.epsilons)
 
     def measure(self, run: Run) -> Quantity:
         (_, a), (_, b) = run.data.clouds
@@ -246,7 +246,8 @@ class KnightRate(_Rate):
     """
 
     reference = "Knight 2008, Thm 4.4"
-    relation = equal("what the next mode has left in the window: see the page", rtol=1e-3)
+    relation = equal("what the next mode has left in the window, (ρ₂/ρ)ᵗ twice over; 2e-6 is the most that was seen",
+    rtol=1e-3)
 
     def __init__(self, epsilons: Epsilons = [0.25, 0.5, 1.0, 2.0, 4.0]) -> None:  # noqa: B006 - read only
         super().__init__(epsilons)
@@ -267,7 +268,11 @@ class GaussianRate(_Rate):
     """
 
     reference = "Mehler 1866; Knight 2008, Thm 4.4"
-    relation = equal("what the next mode has left in the window: see the page", rtol=1e-6)
+    relation = equal("what the next mode, r⁴, has left in the window: ρᵗ = 1e-7 there, times the ratio of the two modes
+    in the "
+        "first step, below 10",
+        rtol=1e-6,
+    )
 
     def __init__(self, epsilons: Epsilons = [0.25, 0.5, 1.0, 2.0, 4.0]) -> None:  # noqa: B006 - read only
         super().__init__(epsilons)
@@ -318,7 +323,12 @@ class MongeMap(Claim):
 
     reference = "Peyré & Cuturi 2019, eq. 2.40 and Thm 2.1; Feydy et al. 2019, Thm 1"
     symbol = "entries of $T$ and $t$"
-    relation = equal("optimisation error: see the page", atol=0.03, norm=True)
+    relation = equal(
+        "noise of training on samples: over 10 seeds each entry of t has a standard deviation of 0.005, of T of 0.003, and "
+        "their vector one of 0.01; the matrix B^½A^{−½}, which carries N(0, A) to N(0, B) too, is 0.6 away",
+        atol=0.03,
+        norm=True,
+    )
 
     def predict(self, data: GaussianPair) -> Quantity:
         laws = data.source.mean, data.source.covariance, data.target.mean, data.target.covariance
@@ -338,7 +348,11 @@ class Wasserstein(Claim):
 
     reference = "Dowson & Landau 1982; Peyré & Cuturi 2019, eq. 2.41"
     symbol = r"$W_2^2$"
-    relation = equal("optimisation error: see the page", rtol=0.01)
+    relation = equal(
+        "noise of training on samples: a standard deviation of 0.4 % over 10 seeds; ‖A^½ − B^½‖² in place of the traces, "
+        "right only if A and B commute, is 7 % away",
+        rtol=0.025,
+    )
 
     def predict(self, data: GaussianPair) -> Quantity:
         laws = data.source.mean, data.source.covariance, data.target.mean, data.target.covariance
