@@ -86,8 +86,8 @@ class PotentialsValue(Claim):
     reference = "Seguy et al. 2018, §3; Janati, Muzellec, Peyré & Cuturi 2020, Thm 1"
     symbol = r"$OT_\varepsilon$"
     relation = equal(
-        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (0.012 is the most that "
-        "was seen, over 10 seeds); the cost without its entropic terms is 2.2 away",
+        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (0.012 is the most over "
+        "10 seeds); the cost without its entropic terms is 2.2 away",
         atol=0.03,
     )
 
@@ -246,8 +246,9 @@ class KnightRate(_Rate):
     """
 
     reference = "Knight 2008, Thm 4.4"
-    relation = equal("what the next mode has left in the window, (ρ₂/ρ)ᵗ twice over; 2e-6 is the most that was seen",
-    rtol=1e-3)
+    relation = equal(
+        "what the next mode has left in the window, (ρ₂/ρ)ᵗ twice over; 2e-6 is the most that was seen", rtol=1e-3
+    )
 
     def __init__(self, epsilons: Epsilons = [0.25, 0.5, 1.0, 2.0, 4.0]) -> None:  # noqa: B006 - read only
         super().__init__(epsilons)
@@ -268,9 +269,9 @@ class GaussianRate(_Rate):
     """
 
     reference = "Mehler 1866; Knight 2008, Thm 4.4"
-    relation = equal("what the next mode, r⁴, has left in the window: ρᵗ = 1e-7 there, times the ratio of the two modes
-    in the "
-        "first step, below 10",
+    relation = equal(
+        "what the next mode, r⁴, has left in the window: ρᵗ = 1e-7 there, times the ratio of both modes in the first step, "
+        "below 10",
         rtol=1e-6,
     )
 
@@ -324,8 +325,8 @@ class MongeMap(Claim):
     reference = "Peyré & Cuturi 2019, eq. 2.40 and Thm 2.1; Feydy et al. 2019, Thm 1"
     symbol = "entries of $T$ and $t$"
     relation = equal(
-        "noise of training on samples: over 10 seeds each entry of t has a standard deviation of 0.005, of T of 0.003, and "
-        "their vector one of 0.01; the matrix B^½A^{−½}, which carries N(0, A) to N(0, B) too, is 0.6 away",
+        "noise of training on samples: over 10 seeds an entry of t has the deviation 0.005, of T 0.003, and "
+        "0.011 is the longest difference; the matrix B^½A^{−½}, which carries N(0, A) to N(0, B) too, is 0.6 away",
         atol=0.03,
         norm=True,
     )
@@ -349,7 +350,7 @@ class Wasserstein(Claim):
     reference = "Dowson & Landau 1982; Peyré & Cuturi 2019, eq. 2.41"
     symbol = r"$W_2^2$"
     relation = equal(
-        "noise of training on samples: a standard deviation of 0.4 % over 10 seeds; ‖A^½ − B^½‖² in place of the traces, "
+        "noise of training on samples, a deviation of 0.4 % over 10 seeds; ‖A^½ − B^½‖² in place of the traces, "
         "right only if A and B commute, is 7 % away",
         rtol=0.025,
     )
