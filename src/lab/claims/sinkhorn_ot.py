@@ -86,8 +86,8 @@ class PotentialsValue(Claim):
     reference = "Seguy et al. 2018, §3; Janati, Muzellec, Peyré & Cuturi 2020, Thm 1"
     symbol = r"$OT_\varepsilon$"
     relation = equal(
-        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (0.012 is the most over "
-        "10 seeds); the cost without its entropic terms is 2.2 away",
+        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (over 10 seeds at most "
+        "0.012); the cost without its entropic terms is 2.2 away",
         atol=0.03,
     )
 
@@ -270,8 +270,8 @@ class GaussianRate(_Rate):
 
     reference = "Mehler 1866; Knight 2008, Thm 4.4"
     relation = equal(
-        "what the next mode, r⁴, has left in the window: ρᵗ = 1e-7 there, times the ratio of both modes in the first step, "
-        "below 10",
+        "what the next mode, r⁴, has left in the window: ρᵗ = 1e-7 there, times the ratio of both modes in the first "
+        "step, below 10",
         rtol=1e-6,
     )
 
