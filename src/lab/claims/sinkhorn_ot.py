@@ -86,7 +86,7 @@ class PotentialsValue(Claim):
     reference = "Seguy et al. 2018, §3; Janati, Muzellec, Peyré & Cuturi 2020, Thm 1"
     symbol = r"$OT_\varepsilon$"
     relation = equal(
-        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (over 10 seeds at most "
+        "optimisation error: 0.03 nats between the optimal plan and the learned one, times ε = 1 (10 seeds: at most "
         "0.012); the cost without its entropic terms is 2.2 away",
         atol=0.03,
     )
