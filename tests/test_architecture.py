@@ -47,7 +47,7 @@ LAYERS: list[dict[str, str]] = [
 LIGHT_INSIDE_HEAVY = {"lab.data.sources", "lab.data"}
 """What `lab.machine` asks whether data files are there; so the packages' own `__init__` are light as well."""
 
-THEORY_MAY_IMPORT = {"__future__", "typing", "collections", "math", "numpy", "scipy", "torch", "lab"}
+THEORY_MAY_IMPORT = {"__future__", "typing", "collections", "math", "numpy", "scipy", "ot", "torch", "lab"}
 
 
 @cache

@@ -84,7 +84,11 @@ def test_proposals_depend_on_the_number_of_the_trial_alone() -> None:
 
 @pytest.mark.parametrize("path", sorted((paths.CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_ready_search_spaces_compose(path: object) -> None:
-    name = {"step_size": "linear_regression", "bottleneck": "pca_autoencoder"}[path.stem]  # type: ignore[attr-defined]
+    name = {
+        "step_size": "linear_regression",
+        "bottleneck": "pca_autoencoder",
+        "over_relaxation": "sinkhorn_ot",
+    }[path.stem]  # type: ignore[attr-defined]
     cfg, hydra = compose.compose_with_hydra([f"experiment={name}", f"sweep={path.stem}"])  # type: ignore[attr-defined]
     assert cfg.objective.split("/")[1] in cfg.claims
     assert set(hydra.sweeper.optimum) <= set(hydra.sweeper.params)

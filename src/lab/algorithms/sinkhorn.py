@@ -1,0 +1,324 @@
+"""Entropic optimal transport by Sinkhorn's algorithm.
+
+    OT_ε(a, b) = min_P ⟨P, C⟩ + ε KL(P ‖ abᵀ)   over P ≥ 0 with P1 = a, Pᵀ1 = b
+               = max_{f,g} ⟨a, f⟩ + ⟨b, g⟩ − ε ⟨abᵀ, exp((f ⊕ g − C)/ε) − 1⟩,
+
+with KL(P‖Q) = Σ P ln(P/Q) − P + Q and (f ⊕ g)ᵢⱼ = fᵢ + gⱼ. The optimal plan is P = abᵀ ∘ exp((f ⊕ g − C)/ε). Everything
+takes leading batch dimensions, and each problem of a batch is solved as if it were alone.
+
+(Peyré & Cuturi, Computational Optimal Transport, 2019, ch. 4.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from lab.algorithms.implicit import differentiable
+from lab.algorithms.relaxation import Relaxation
+from lab.algorithms.scaling import Scaling
+
+Method = Literal["scaling", "log"]
+
+COARSE = 1e-2
+"""The error at which one level of annealing hands over to the next."""
+SINGLE = 2e-6
+"""The error at which float32 hands over to float64: a little above what its rounding leaves."""
+SPREAD = {torch.float32: 60.0, torch.float64: 150.0}
+"""Up to this cost, in units of ε, the iteration may start from exp(−C/ε): no row or column of it underflows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """Potentials of entropic optimal transport, and what follows from them.
+
+    Everything is differentiable in cost and weights wherever `sinkhorn` was given what requires a gradient.
+
+    Attributes:
+        cost: C, (..., n, m). a: (..., n), b: (..., m), the weights; they sum to 1. epsilon: ε.
+        f: (..., n), g: (..., m), the potentials. They are unique up to (f + t, g − t); here ⟨a, f⟩ = ⟨b, g⟩.
+        iterations: (...), how many were made. error: (...), ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ at the end.
+    """
+
+    cost: Tensor
+    a: Tensor
+    b: Tensor
+    epsilon: float
+    f: Tensor
+    g: Tensor
+    iterations: Tensor
+    error: Tensor
+
+    @property
+    def plan(self) -> Tensor:
+        """P = abᵀ ∘ exp((f ⊕ g − C)/ε), (..., n, m)"""
+        return self._plan(self.f, self.g)
+
+    @property
+    def transport_cost(self) -> Tensor:
+        """⟨P, C⟩, (...)"""
+        return (self.plan * self.cost).sum((-2, -1))
+
+    @property
+    def primal(self) -> Tensor:
+        """⟨P, C⟩ + ε KL(P ‖ abᵀ) of a plan that satisfies both constraints, made of P by `rounded`: (...)"""
+        plan, product = rounded(self.plan, self.a, self.b), self.a.unsqueeze(-1) * self.b.unsqueeze(-2)
+        entropy = torch.xlogy(plan, plan / product.clamp(min=torch.finfo(plan.dtype).tiny))
+        return (plan * self.cost + self.epsilon * entropy).sum((-2, -1))
+
+    @property
+    def dual(self) -> Tensor:
+        """OT_ε as ⟨a, f⟩ + ⟨b, g⟩ − ε(ΣP − 1), never above it: (...)
+
+        By the envelope theorem its gradient is P in C, f in a and g in b (up to constants, as Σa = 1), so the
+        potentials are not differentiated.
+        """
+        f, g = self.f.detach(), self.g.detach()
+        linear = (self.a * f).sum(-1) + (self.b * g).sum(-1)
+        return linear - self.epsilon * (self._plan(f, g).sum((-2, -1)) - 1)
+
+    def _plan(self, f: Tensor, g: Tensor) -> Tensor:
+        ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - self.cost) / self.epsilon).exp()
+        return self.a.unsqueeze(-1) * ratio * self.b.unsqueeze(-2)
+
+
+def sinkhorn(
+    cost: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    epsilon: float,
+    tolerance: float = 1e-9,
+    max_iterations: int = 10_000,
+    relaxation: float | None = None,
+    annealing: float | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
+    method: Method = "scaling",
+) -> Transport:
+    """Solve entropic optimal transport until ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ ≤ `tolerance`.
+
+    Args:
+        cost: C, (..., n, m), in float32 or float64.
+        a: (..., n), b: (..., m), weights that sum to 1; uniform by default.
+        epsilon: ε > 0, in the units of the cost.
+        max_iterations: after so many it stops where it is; `error` of the result says where that is.
+        relaxation: ω, between 0 and 2, or None to find it (`Relaxation`); 1 is Sinkhorn's own iteration.
+        annealing: begin at ε = max C − min C (the greatest of a batch) and multiply by this factor, between 0 and 1,
+            until `epsilon` is reached,
+            each solution starting the next. It pays where ε is far below the cost.
+        start: potentials (f, g) to start from, such as those of a problem near by.
+        method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
+        float64;
+            "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times slower.
+
+    Raises: ValueError where shapes, weights or parameters make no problem.
+    """
+    a, b = _weights(cost, a, -2), _weights(cost, b, -1)
+    with torch.no_grad():
+        _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
+        problem = cost.detach(), a.detach(), b.detach()
+        f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
+        f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
+        least, most = problem[0].flatten(-2).aminmax(dim=-1)
+        spread = float((most - least).max())
+        if not math.isfinite(spread):
+            raise ValueError("cost must be finite")
+        hot = (torch.maximum(most, -least) > SPREAD[cost.dtype] * epsilon) | (start is not None)
+        relaxations = [Relaxation(relaxation) for _ in range(cost[..., 0, 0].numel())]
+        loop = Loop(cost, max_iterations, relaxations)
+        for level in _levels(spread, epsilon, annealing):
+            last = level == epsilon
+            goal = tolerance if last else max(tolerance, COARSE)
+            logarithmic = LogDomain(*problem, level, f, g)
+            if method == "log":
+                loop.run(logarithmic, goal, last)
+                f, g = logarithmic.potentials
+                continue
+            if bool(hot.any()):  # one step in the log domain makes every row and column a sum of size 1
+                logarithmic.rows(hot.to(cost).unsqueeze(-1))
+                logarithmic.columns(hot.to(cost).unsqueeze(-1))
+                f, g = logarithmic.potentials
+            scaling = Scaling(*problem, level, f, g)
+            if cost.dtype == torch.float64:
+                rough = scaling.to(torch.float32)
+                loop.run(rough, max(goal, SINGLE), last=False, stall=16)
+                scaling.go_on_from(rough)
+                del rough
+            loop.run(scaling, goal, last)
+            f, g = scaling.potentials
+    f, g = differentiable(cost, a, b, epsilon, f, g)
+    t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
+    return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome)
+
+
+class Iteration(Protocol):
+    """A step of Sinkhorn's algorithm in two halves, each relaxed by ω (..., 1); ω = 0 leaves a problem as it is."""
+
+    def rows(self, omega: Tensor) -> Tensor:
+        """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""
+
+    def columns(self, omega: Tensor) -> None:
+        """Renew g, so that with ω = 1 Pᵀ1 = b."""
+
+
+class LogDomain:
+    """f ← (1 − ω) f + ω softmin_b(C − g), then g ← (1 − ω) g + ω softmin_a(Cᵀ − f): nothing overflows.
+
+    (Peyré & Cuturi 2019, eq. 4.40 f.; ω: Thibault, Chizat, Dossal & Papadakis 2021.)
+    """
+
+    def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor) -> None:
+        self.cost, self.b, self.epsilon, self.potentials = cost, b, epsilon, (f, g)
+        self._log_a, self._log_b = a.log(), b.log()
+
+    def rows(self, omega: Tensor) -> Tensor:
+        f, g = self.potentials
+        f = torch.lerp(f, softmin(self.cost, g, self._log_b, self.epsilon), omega)
+        self._target = softmin(self.cost.mT, f, self._log_a, self.epsilon)
+        self.potentials = f, g
+        return (self.b * ((g - self._target) / self.epsilon).expm1().abs()).sum(-1)
+
+    def columns(self, omega: Tensor) -> None:
+        f, g = self.potentials
+        self.potentials = f, torch.lerp(g, self._target, omega)
+
+
+def softmin(cost: Tensor, g: Tensor, log_b: Tensor, epsilon: float) -> Tensor:
+    """−ε ln Σⱼ bⱼ exp((gⱼ − Cᵢⱼ)/ε): (..., n, m), (..., m), (..., m) → (..., n)"""
+    return -epsilon * ((g / epsilon + log_b).unsqueeze(-2) - cost / epsilon).logsumexp(-1)
+
+
+class Loop:
+    """Runs iterations until every problem has reached its goal; what ω has been found stays from one to the next."""
+
+    def __init__(self, cost: Tensor, max_iterations: int, relaxations: list[Relaxation]) -> None:
+        self.cost, self.left, self.relaxations = cost, max_iterations, relaxations
+        self.every = 8 if cost.is_cuda else 1  # looking at the error waits for the device
+        self.made = [0] * len(relaxations)
+        self.errors = [float("inf")] * len(relaxations)
+
+    @property
+    def outcome(self) -> tuple[Tensor, Tensor]:
+        """(iterations made, last error), (...) each."""
+        shape, device = self.cost.shape[:-2], self.cost.device
+        made = torch.tensor(self.made, device=device).reshape(shape)
+        return made, torch.tensor(self.errors, dtype=self.cost.dtype, device=device).reshape(shape)
+
+    def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None) -> None:
+        """Iterate until the error of each problem is at most `goal`, or has not fallen for `stall` steps.
+
+        One of the iterations that are left is kept for the `last` run, whose error is the result's. A problem that has
+        come there under ω ≠ 1 gets one plain step: with P1 = a what is measured is the whole error.
+        """
+        running = set(range(len(self.made)))
+        best, waited = [float("inf")] * len(self.made), [0] * len(self.made)
+        omega = [relaxation.omega for relaxation in self.relaxations]
+        weight = self._tensor(omega)
+        most, made = self.left if last else self.left - 1, 0
+        while made < most and running:
+            if made == most - 1:
+                weight = self._tensor([float(p in running) for p in range(len(omega))])
+            error = iteration.rows(weight)
+            made += 1
+            if made % self.every == 0 or made == most:
+                before = list(omega)
+                for p, e in enumerate(error.flatten().tolist()):
+                    if p not in running:
+                        continue
+                    self.errors[p], waited[p] = e, 0 if e < best[p] else waited[p] + self.every
+                    best[p] = min(best[p], e)
+                    if made == most or (e <= goal and omega[p] == 1) or (stall and waited[p] >= stall):
+                        running.discard(p)
+                        self.made[p] += made
+                        omega[p] = 0.0
+                    else:
+                        found = self.relaxations[p].observe(e, self.every)
+                        omega[p] = 1.0 if e <= goal else found
+                if omega != before:
+                    weight = self._tensor(omega)
+            if running:
+                iteration.columns(weight)
+        self.left -= made
+
+    def _tensor(self, omega: list[float]) -> Tensor:
+        return torch.tensor(omega, dtype=self.cost.dtype, device=self.cost.device).reshape(*self.cost.shape[:-2], 1)
+
+
+def iterates(iteration: LogDomain, relaxation: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The potentials (f, g) after each step with a fixed ω, without end."""
+    omega = torch.full_like(iteration.potentials[0][..., :1], relaxation)
+    while True:
+        iteration.rows(omega)
+        iteration.columns(omega)
+        yield iteration.potentials
+
+
+def rounded(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A plan with the marginals a and b, within 2(‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁) of P in ‖·‖₁. (..., n, m)
+
+    Rows that are too heavy are scaled down, then columns; what is missing is added as the product of both deficits.
+
+    (Altschuler, Weed & Rigollet 2017, Alg. 2 and Lemma 7.)
+    """
+    tiny = torch.finfo(plan.dtype).tiny
+    plan = plan * (a / plan.sum(-1).clamp(min=tiny)).clamp(max=1).unsqueeze(-1)
+    plan = plan * (b / plan.sum(-2).clamp(min=tiny)).clamp(max=1).unsqueeze(-2)
+    rows, columns = (a - plan.sum(-1)).clamp(min=0), (b - plan.sum(-2)).clamp(min=0)
+    return plan + rows.unsqueeze(-1) * columns.unsqueeze(-2) / rows.sum(-1)[..., None, None].clamp(min=tiny)
+
+
+def _levels(spread: float, epsilon: float, annealing: float | None) -> Iterator[float]:
+    """The regularisations to solve for, one after the other; `epsilon` itself is the last."""
+    level = spread if annealing is not None else epsilon
+    while annealing is not None and level > epsilon:
+        yield level
+        level *= annealing
+    yield epsilon
+
+
+def _weights(cost: Tensor, weights: Tensor | None, side: int) -> Tensor:
+    if cost.dim() < 2 or cost.dtype not in SPREAD:
+        found = f"{cost.dtype} of shape {list(cost.shape)}"
+        raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
+    shape = cost[..., 0].shape if side == -2 else cost[..., 0, :].shape
+    if weights is None:
+        return torch.full(shape, 1 / shape[-1], dtype=cost.dtype, device=cost.device)
+    if weights.shape[-1:] != shape[-1:]:
+        name, given = "a" if side == -2 else "b", list(weights.shape)
+        raise ValueError(f"{name} must have {shape[-1]} weights for a cost of shape {list(cost.shape)}, not {given}")
+    return weights.to(cost).broadcast_to(shape)
+
+
+def _require(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tolerance: float,
+    max_iterations: int,
+    relaxation: float | None,
+    annealing: float | None,
+    method: str,
+) -> None:
+    resolved = 4 * torch.finfo(cost.dtype).eps
+    for name, value, right, wanted in (
+        ("epsilon", epsilon, epsilon > 0, "above 0"),
+        ("tolerance", tolerance, tolerance >= resolved, f"at least {resolved:.0e}, what {cost.dtype} resolves"),
+        ("max_iterations", max_iterations, max_iterations >= 1, "at least 1"),
+        ("relaxation", relaxation, relaxation is None or 0 < relaxation < 2, "between 0 and 2"),
+        ("annealing", annealing, annealing is None or 0 < annealing < 1, "between 0 and 1"),
+        ("method", method, method in get_args(Method), f"one of {', '.join(get_args(Method))}"),
+    ):
+        if not right:
+            raise ValueError(f"{name}={value} must be {wanted}")
+    for name, weights in (("a", a), ("b", b)):
+        if bool((weights < 0).any()):
+            raise ValueError(f"{name} must not be negative, but its least is {float(weights.min())}")
+        away = float((weights.sum(-1) - 1).abs().max())
+        if not away <= max(tolerance, resolved * weights.shape[-1]):
+            raise ValueError(f"{name} must sum to 1 within the tolerance {tolerance}, but is {away:.1e} away")

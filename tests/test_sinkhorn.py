@@ -1,0 +1,393 @@
+"""Sinkhorn's algorithm against POT and its optimality conditions, its derivatives against others' and differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lab.algorithms import scaling as scaling_form
+from lab.algorithms.costs import SquaredEuclidean
+from lab.algorithms.implicit import solve
+from lab.algorithms.relaxation import Relaxation, optimal
+from lab.algorithms.sinkhorn import LogDomain, Transport, iterates, rounded, sinkhorn
+
+close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+METHODS = ("scaling", "log")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def weights(*shape: int, seed: int = 0) -> Tensor:
+    drawn = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.2
+    return drawn / drawn.sum(-1, keepdim=True)
+
+
+def problem(*batch: int, n: int = 30, m: int = 20, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs between random points of the plane, and weights."""
+    cost = SquaredEuclidean()(normal(*batch, n, 2, seed=seed), normal(*batch, m, 2, seed=seed + 1) + 0.5)
+    return cost, weights(*batch, n, seed=seed), weights(*batch, m, seed=seed + 1)
+
+
+def error(transport: Transport) -> Tensor:
+    plan = transport.plan
+    return (plan.sum(-1) - transport.a).abs().sum(-1) + (plan.sum(-2) - transport.b).abs().sum(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- solution
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon", [5.0, 0.5, 0.1])
+def test_plan_and_value_are_those_of_pot(method: Any, epsilon: float) -> None:
+    import ot
+
+    cost, a, b = problem(n=60, m=45)
+    found = sinkhorn(cost, a, b, epsilon=epsilon, tolerance=1e-12, method=method)
+    arrays = (a.numpy(), b.numpy(), cost.numpy())
+    plan = ot.bregman.sinkhorn_log(*arrays, epsilon, stopThr=1e-14, numItermax=200_000)
+    np.testing.assert_allclose(found.plan.numpy(), plan, rtol=0, atol=1e-9)
+    value = np.sum(plan * arrays[2]) + epsilon * np.sum(plan * np.log(plan / np.outer(*arrays[:2])))
+    assert float(found.dual) == pytest.approx(value, abs=1e-9)
+    assert float(found.transport_cost) == pytest.approx(np.sum(plan * arrays[2]), abs=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("relaxation", [None, 1.0, 1.3])
+@pytest.mark.parametrize("annealing", [None, 0.5])
+def test_every_way_ends_at_the_same_potentials(method: Any, relaxation: float | None, annealing: float | None) -> None:
+    cost, a, b = problem()
+    options = {"method": method, "relaxation": relaxation, "annealing": annealing}
+    found = sinkhorn(cost, a, b, epsilon=0.3, tolerance=1e-12, **options)
+    plain = sinkhorn(cost, a, b, epsilon=0.3, tolerance=1e-13, method="log", relaxation=1.0)
+    close(found.f, plain.f)
+    close(found.g, plain.g)
+    close((a * found.f).sum(), (b * found.g).sum())
+    assert float(error(found)) <= 1.1e-12
+    close(error(found), found.error, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cost_scale", [1.0, 1e3, 1e6])
+def test_a_small_epsilon_neither_overflows_nor_underflows(method: Any, cost_scale: float) -> None:
+    """Up to costs of 2000ε, of which float64 has no exponential, and an offset that changes nothing."""
+    cost, a, b = problem(n=12, m=12, seed=5)
+    epsilon = 0.01 * cost_scale
+    found = sinkhorn(
+        cost * cost_scale + 7 * cost_scale, a, b, epsilon=epsilon, annealing=0.5, tolerance=1e-8, method=method
+    )
+    assert float(error(found)) < 2e-8
+    close(found.primal / cost_scale, found.dual / cost_scale, atol=1e-7, rtol=0)
+
+
+def test_absorption_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost, a, b = problem()
+    expected = sinkhorn(cost, a, b, epsilon=0.1, tolerance=1e-12)
+    monkeypatch.setattr(scaling_form, "REACH", 0.1)
+    monkeypatch.setattr(scaling_form, "BLOCK", 1000)  # and no more does reading the matrix in blocks
+    found = sinkhorn(cost, a, b, epsilon=0.1, tolerance=1e-12)
+    close(found.f, expected.f)
+    close(found.g, expected.g)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_problem_is_solved_as_if_it_were_alone(method: Any) -> None:
+    cost, a, b = problem(2, 3)
+    cost[1, 2] *= 5  # needs more iterations than the others
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-12, "method": method}
+    together = sinkhorn(cost, a, b, **options)
+    for i in range(2):
+        for j in range(3):
+            alone = sinkhorn(cost[i, j], a[i, j], b[i, j], **options)
+            close(together.f[i, j], alone.f, atol=1e-9)  # both to the tolerance; float32 adds in another order
+            assert abs(int(together.iterations[i, j]) - int(alone.iterations)) <= 3 * (method == "scaling")
+    assert together.iterations[1, 2] == together.iterations.max() > together.iterations.min()
+
+
+def test_weights_are_uniform_by_default_and_shared_by_a_batch() -> None:
+    cost, a, b = problem(3)
+    even = torch.full_like(a, 1 / 30)
+    close(sinkhorn(cost, epsilon=1.0).f, sinkhorn(cost, even, torch.full_like(b[0], 0.05), epsilon=1.0).f)
+    close(sinkhorn(cost, a[0], b[0], epsilon=1.0).f[2], sinkhorn(cost[2], a[0], b[0], epsilon=1.0).f)
+
+
+def test_a_point_without_weight_takes_no_mass() -> None:
+    cost, a, b = problem()
+    a = torch.cat([a, a.new_zeros(1)])
+    cost = torch.cat([cost, cost.new_full((1, 20), 9.0)])
+    for method in METHODS:
+        found = sinkhorn(cost, a, b, epsilon=0.5, method=method)  # type: ignore[arg-type]
+        assert float(found.plan[-1].abs().sum()) == 0
+        close(found.plan[:-1], sinkhorn(cost[:-1], a[:-1], b, epsilon=0.5).plan, atol=1e-9)
+        assert bool(found.primal.isfinite())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_ends_where_it_resolves(method: Any) -> None:
+    cost, a, b = problem(n=200, m=150)
+    found = sinkhorn(cost.float(), a.float(), b.float(), epsilon=0.5, tolerance=1e-5, method=method)
+    assert found.f.dtype == torch.float32
+    assert float(found.error) <= 1e-5
+    exact = sinkhorn(cost, a, b, epsilon=0.5).dual
+    torch.testing.assert_close(found.dual.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_start_near_by_saves_iterations() -> None:
+    cost, a, b = problem()
+    cold = sinkhorn(cost, a, b, epsilon=0.2)
+    warm = sinkhorn(cost * 1.001, a, b, epsilon=0.2, start=(cold.f, cold.g))
+    again = sinkhorn(cost, a, b, epsilon=0.2, start=(cold.f, cold.g))
+    assert int(again.iterations) <= 3 < int(warm.iterations) < int(cold.iterations)
+    close(again.f, cold.f, atol=1e-8)
+
+
+def test_it_stops_where_it_is_told() -> None:
+    cost, a, b = problem()
+    for method in METHODS:
+        found = sinkhorn(cost, a, b, epsilon=0.1, max_iterations=5, method=method)  # type: ignore[arg-type]
+        assert int(found.iterations) == 5
+        assert float(found.error) > 1e-3
+        close(error(found), found.error)
+
+
+def test_the_duality_gap_is_a_certificate() -> None:
+    """However few the iterations, primal and dual enclose the value."""
+    cost, a, b = problem()
+    value = float(sinkhorn(cost, a, b, epsilon=0.1, tolerance=1e-13).dual)
+    for iterations in (1, 3, 10, 30):
+        found = sinkhorn(cost, a, b, epsilon=0.1, max_iterations=iterations)
+        assert float(found.dual) < value + 1e-12 < float(found.primal) + 2e-12
+
+
+def test_rounding_keeps_what_is_right() -> None:
+    _, a, b = problem(4)
+    plan = a.unsqueeze(-1) * b.unsqueeze(-2)
+    close(rounded(plan, a, b), plan)
+    wrong = plan * (1 + 0.3 * normal(4, 30, 20).clamp(-2, 2))
+    right = rounded(wrong, a, b)
+    close(right.sum(-1), a)
+    close(right.sum(-2), b)
+    assert float(right.min()) >= 0
+    moved = (right - wrong).abs().sum((-2, -1))
+    assert bool((moved <= 2 * ((wrong.sum(-1) - a).abs().sum(-1) + (wrong.sum(-2) - b).abs().sum(-1))).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon": 0.0}, "epsilon=0.0 must be above 0"),
+        ({"epsilon": 1.0, "tolerance": 1e-17}, "tolerance=1e-17 must be at least 9e-16, what torch.float64 resolves"),
+        ({"epsilon": 1.0, "max_iterations": 0}, "max_iterations=0 must be at least 1"),
+        ({"epsilon": 1.0, "relaxation": 2.0}, "relaxation=2.0 must be between 0 and 2"),
+        ({"epsilon": 1.0, "annealing": 1.0}, "annealing=1.0 must be between 0 and 1"),
+        ({"epsilon": 1.0, "method": "fast"}, "method=fast must be one of scaling, log"),
+        ({"epsilon": 1.0, "a": torch.ones(7)}, r"a must have 30 weights for a cost of shape \[30, 20\], not \[7\]"),
+        ({"epsilon": 1.0, "b": torch.ones(20)}, "b must sum to 1 within the tolerance 1e-09, but is 1.9e.01 away"),
+        ({"epsilon": 1.0, "a": -weights(30)}, "a must not be negative"),
+        ({"epsilon": 1.0, "cost": torch.full((30, 20), math.nan).double()}, "cost must be finite"),
+        (
+            {"epsilon": 1.0, "cost": torch.ones(30)},
+            r"cost must be \(..., n, m\) in float32 or float64, not torch.float32 of shape \[30\]",
+        ),
+    ],
+)
+def test_what_is_no_problem_is_refused(options: dict[str, Any], said: str) -> None:
+    cost, a, b = problem()
+    with pytest.raises(ValueError, match=said):
+        sinkhorn(**{"cost": cost, "a": a, "b": b, **options})
+
+
+# ---------------------------------------------------------------------------------------------------------- derivatives
+
+
+def functions() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Of potentials, plan and values, each invariant under (f + t, g − t)."""
+    u, v, w = normal(12, seed=8), normal(9, seed=9), normal(12, 9, seed=10)
+    v = v + (u.sum() - v.sum()) / 9
+
+    def of(what: Callable[[Transport], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return lambda *given: what(sinkhorn(*given, epsilon=0.7, tolerance=1e-13))
+
+    return {
+        "potentials": of(lambda t: u @ t.f + v @ t.g),
+        "gauged": of(lambda t: u @ t.f.square() + (v @ t.g).exp()),
+        "plan": of(lambda t: (w * t.plan).sum()),
+        "cost": of(lambda t: t.transport_cost),
+        "dual": of(lambda t: t.dual),
+        "primal": of(lambda t: t.primal),
+    }
+
+
+def small() -> tuple[Tensor, Tensor, Tensor]:
+    cost, a, b = problem(n=12, m=9, seed=3)
+    return tuple(t.requires_grad_() for t in (cost, a, b))  # type: ignore[return-value]
+
+
+def on_simplex(gradient: Tensor) -> Tensor:
+    """Weights sum to 1, so only differences of their gradient mean anything."""
+    return gradient - gradient.mean()
+
+
+@pytest.mark.parametrize("name", functions())
+def test_implicit_derivatives_are_finite_differences(name: str) -> None:
+    function, given = functions()[name], small()
+    gradients = torch.autograd.grad(function(*given), given)
+    for place in range(3):
+        direction = normal(*given[place].shape, seed=20 + place)
+        if place:
+            direction = 0.02 * (direction - direction.mean())
+        h = 1e-5
+        ends = []
+        for sign in (1, -1):
+            moved = [t.detach() for t in given]
+            moved[place] = moved[place] + sign * h * direction
+            ends.append(float(function(*moved)))
+        slope = (ends[0] - ends[1]) / (2 * h)
+        assert float((gradients[place] * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", functions())
+def test_implicit_derivatives_are_those_of_the_unrolled_iteration(name: str) -> None:
+    given = small()
+    cost, a, b = given
+    implicit = torch.autograd.grad(functions()[name](*given), given)
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    for _ in range(400):  # autograd through every step
+        f = -0.7 * ((g / 0.7 + b.log()).unsqueeze(-2) - cost / 0.7).logsumexp(-1)
+        g = -0.7 * ((f / 0.7 + a.log()).unsqueeze(-2) - cost.mT / 0.7).logsumexp(-1)
+    t = ((a * f).sum() - (b * g).sum()) / 2
+    unrolled = Transport(cost, a, b, 0.7, f - t, g + t, torch.tensor(400), torch.tensor(0.0))
+    u, v, w = normal(12, seed=8), normal(9, seed=9), normal(12, 9, seed=10)
+    v = v + (u.sum() - v.sum()) / 9
+    value = {
+        "potentials": lambda: u @ unrolled.f + v @ unrolled.g,
+        "gauged": lambda: u @ unrolled.f.square() + (v @ unrolled.g).exp(),
+        "plan": (w * unrolled.plan).sum,
+        "cost": lambda: unrolled.transport_cost,
+        "dual": lambda: (a * unrolled.f).sum() + (b * unrolled.g).sum(),
+        "primal": lambda: unrolled.primal,
+    }[name]()
+    expected = torch.autograd.grad(value, given)
+    close(implicit[0], expected[0], atol=1e-8, rtol=1e-7)
+    for mine, theirs in zip(implicit[1:], expected[1:], strict=True):
+        close(on_simplex(mine), on_simplex(theirs), atol=1e-7, rtol=1e-6)
+
+
+def test_derivatives_of_a_batch_are_those_of_each() -> None:
+    cost, a, b = problem(3, n=12, m=9)
+    target = normal(3, 12, 9)
+    cost.requires_grad_()
+    together = torch.autograd.grad((target * sinkhorn(cost, a, b, epsilon=0.7).plan).sum(), cost)[0]
+    for i in range(3):
+        one = cost[i].detach().requires_grad_()
+        plan = sinkhorn(one, a[i], b[i], epsilon=0.7).plan
+        close(together[i], torch.autograd.grad((target[i] * plan).sum(), one)[0], atol=1e-8)
+
+
+def test_gradients_with_respect_to_points_move_them_together() -> None:
+    x, y = normal(15, 2).requires_grad_(), normal(15, 2, seed=1) + 3
+    sinkhorn(SquaredEuclidean()(x, y), epsilon=0.5, tolerance=1e-11).dual.backward()
+    assert x.grad is not None
+    close(x.grad.sum(0), 2 * (x.mean(0) - y.mean(0)), atol=1e-7)  # translation: the derivative of ‖mean x − mean y‖²
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_linear_system_is_solved(zero: bool) -> None:
+    cost, a, b = problem(2, n=12, m=9)
+    if zero:
+        a, b = a.clone(), b.clone()
+        a[:, 3], b[:, 2] = 0, 0
+        a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+    plan = sinkhorn(cost, a, b, epsilon=0.5, tolerance=1e-13).plan
+    r, s = normal(2, 12) * (a > 0), normal(2, 9, seed=1) * (b > 0)
+    s = s + (b > 0) * ((r.sum(-1) - s.sum(-1)) / (b > 0).sum(-1)).unsqueeze(-1)
+    p, q = solve(plan, a, b, r, s)
+    close(a * p + (plan @ q.unsqueeze(-1)).squeeze(-1), r, atol=1e-9)
+    close((plan.mT @ p.unsqueeze(-1)).squeeze(-1) + b * q, s, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------- relaxation
+
+
+def rate(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, omega: float) -> float:
+    """How the steps shrink, from their size after 20 and 60 iterations."""
+    states = iterates(LogDomain(cost, a, b, epsilon, torch.zeros_like(a), torch.zeros_like(b)), omega)
+    gs = [next(states)[1] for _ in range(62)]
+    sizes = [float((gs[t + 1] - gs[t]).std()) for t in (20, 60)]
+    return (sizes[1] / sizes[0]) ** (1 / 40)
+
+
+def test_the_best_relaxation_is_where_youngs_equation_says() -> None:
+    cost, a, b = problem()
+    plan = sinkhorn(cost, a, b, epsilon=0.3, tolerance=1e-13).plan
+    rho = float(torch.linalg.svdvals(plan / (a.unsqueeze(1) * b).sqrt())[1] ** 2)
+    best = optimal(rho)
+    assert rate(cost, a, b, 0.3, 1.0) == pytest.approx(rho, abs=2e-3)
+    for omega in (1.05, 0.5 + best / 2):  # below ω*: the larger root of (λ + ω − 1)² = λω²ρ
+        roots = np.roots([1, 2 * (omega - 1) - omega**2 * rho, (omega - 1) ** 2])
+        assert rate(cost, a, b, 0.3, omega) == pytest.approx(np.max(roots.real), abs=5e-3)
+    beyond = best + 0.1
+    assert rate(cost, a, b, 0.3, beyond) == pytest.approx(beyond - 1, abs=0.03)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.3])
+def test_relaxation_saves_iterations(epsilon: float) -> None:
+    cost, a, b = problem(n=60, m=60)
+    plain = sinkhorn(cost, a, b, epsilon=epsilon, relaxation=1.0, max_iterations=50_000)
+    found = sinkhorn(cost, a, b, epsilon=epsilon)
+    assert float(found.error) <= 1e-9
+    assert int(found.iterations) < 0.6 * int(plain.iterations)
+
+
+def test_relaxation_finds_the_factor_from_the_errors() -> None:
+    """Fed with errors that fall as Young's equation says, ω ends at ω*."""
+    rho, relaxation, error = 0.9, Relaxation(), 1.0
+    for _ in range(60):
+        omega = relaxation.omega
+        roots = np.roots([1, 2 * (omega - 1) - omega**2 * rho, (omega - 1) ** 2])
+        error *= float(np.abs(roots).max())
+        relaxation.observe(error)
+    assert relaxation.omega == pytest.approx(optimal(rho), abs=0.02)
+
+
+def test_relaxation_that_diverges_is_taken_back() -> None:
+    relaxation = Relaxation()
+    for t in range(12):
+        relaxation.observe(0.95**t)
+    fast = relaxation.omega
+    assert fast > 1.3
+    relaxation.observe(1.0)
+    relaxation.observe(2.5)
+    assert relaxation.omega == 1
+    for t in range(40):
+        relaxation.observe(2.5 * 0.95**t)
+    assert 1 < relaxation.omega < fast
+
+
+def test_a_fixed_factor_stays() -> None:
+    relaxation = Relaxation(1.2)
+    for e in (1.0, 9.0, 0.1, 5.0, 0.01):
+        assert relaxation.observe(e) == 1.2
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize("d", [1, 3, 5])
+def test_the_cost_is_the_squared_distance(d: int) -> None:
+    x, y = normal(2, 7, d), normal(2, 4, d, seed=1)
+    close(SquaredEuclidean()(x, y), torch.cdist(x, y).square())
+    close(SquaredEuclidean(left=2.0, right=0.5)(x, y), torch.cdist(2 * x, y / 2).square())
