@@ -53,7 +53,7 @@ def config(root: Path, source: str, steps: int) -> Any:
 def peer() -> Any:
     """A `UNet2DModel` as a velocity (x (n, d), λ (n,)) → (n, d)."""
     import torch
-    from diffusers import UNet2DModel  # type: ignore[import-not-found]
+    from diffusers import UNet2DModel
 
     class Peer(torch.nn.Module):
         d = 784
