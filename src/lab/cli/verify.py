@@ -84,7 +84,8 @@ def _jobs(names: list[str], given: Any, folder: Path) -> Iterator[Any]:
                 place = folder / name / ("claims" if control is None else f"control-{control}") / f"seed-{seed}"
                 overrides = [f"experiment={name}", f"seed={seed}", "logger=none", f"run_dir={place}", *given.more]
                 if control is not None:
-                    overrides += [f"control={control}", *controls[control].overrides, *_without_the_rest(first, control)]
+                    overrides += [f"control={control}", *controls[control].overrides]
+                    overrides += _without_the_rest(first, control)
                 cfg = compose.compose(overrides)
                 check.check(cfg)
                 yield Job(cfg, overrides, place / "console.log")
