@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from lab import check, compose, paths
 from lab.errors import HOLDS, Refusal, nearest
+from lab.launch import refuse_full_disk
 from lab.rundir import RunDir
 from lab.sweep import plan
 from lab.sweep.grid import Grid, Optimum
@@ -36,7 +39,9 @@ def main(overrides: Sequence[str]) -> int:
     texts = plan.with_params(overrides, hydra)
     swept = {compose.parse(text).key_or_group for text in texts if compose.parse(text).is_sweep_override()}
     for key in sweeper.optimum.values.keys() - swept:
-        raise Refusal(f"hydra.sweeper.optimum.{key} is not swept; allowed: {', '.join(swept)}{nearest(key, swept)}")
+        raise Refusal(
+            f"hydra.sweeper.optimum.{key} is not swept; swept: {', '.join(swept) or 'nothing'}{nearest(key, swept)}"
+        )
     return (_grid if isinstance(sweeper, Grid) else _search)(texts, hydra, launcher, sweeper)
 
 
@@ -46,13 +51,12 @@ def _refuse_ignored(text: str) -> None:
     key = override.key_or_group
     if override.is_sweep_override() and (key == "sweep" or key.startswith("hydra")):
         raise Refusal(f"{text} is not allowed: a sweep has one {key}")
-    parts = key.replace("/", ".").split(".")
-    if parts[0] != "hydra" or key in _READ or (len(parts) > 2 and parts[1] in ("launcher", "sweeper")):
+    parts = [*key.replace("/", ".").split("."), ""]
+    if parts[0] != "hydra" or key in _READ or (len(parts) > 3 and parts[1] in ("launcher", "sweeper")):
         return
     allowed = [*_READ, "hydra.launcher.<parameter>", "hydra.sweeper.<parameter>"]
-    raise Refusal(
-        f"{text} changes nothing in a sweep; of Hydra's keys it reads {', '.join(allowed)}{nearest(key, _READ)}"
-    )
+    close = nearest(key, _READ) if parts[1] in ("launcher", "sweeper") else ""
+    raise Refusal(f"{text} changes nothing in a sweep; of Hydra's keys it reads {', '.join(allowed)}{close}")
 
 
 def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
@@ -63,8 +67,7 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
     for point in points:
         sweep.place(point)
         launcher.check(point.cfg)
-    path.mkdir(parents=True, exist_ok=True)
-    with RunDir(path).lock():
+    with _held(path):
         sweep.add(points)
         left = [point for point in points if not RunDir(sweep.folder(point)).finished]
         finished = f", {len(points) - len(left)} of them finished" if len(left) < len(points) else ""
@@ -94,12 +97,20 @@ def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
     for corner in tried:
         sweep.place(corner)
         launcher.check(corner.cfg)
-    path.mkdir(parents=True, exist_ok=True)
-    with RunDir(path).lock():
+    with _held(path):
         print(f"{path}: {search.n_trials} trials", file=sys.stderr)
         code: int = search.run(sweep, space, fixed, launcher)
         rows = report(sweep, search.optimum)
     return code or search.optimum.judge(rows)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """The sweep's folder, made and held by this process alone."""
+    with refuse_full_disk(path, "hydra.sweep.dir"):
+        path.mkdir(parents=True, exist_ok=True)
+        with RunDir(path).lock():
+            yield
 
 
 def _made(part: str, hydra: Any) -> Any:
