@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -59,20 +60,19 @@ class Sparse:
     column.
 
     Args:
-        matrix: in compressed rows.
+        starts, columns, values: of the rows, as SciPy's csr_matrix has them: indptr, indices, data.
+        shape: (n, d).
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.shape = matrix.shape
-        self.values = matrix.values()
-        rows, columns = matrix.crow_indices(), matrix.col_indices()
-        row = torch.repeat_interleave(torch.arange(self.shape[0], device=rows.device), rows.diff())
+    def __init__(self, starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
+        self.shape, self.values = shape, values
+        row = torch.repeat_interleave(torch.arange(shape[0], device=starts.device), starts.long().diff())
         self._order = torch.argsort(columns, stable=True)  # of the entries, by columns
-        counts = torch.bincount(columns, minlength=self.shape[1])
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        counts = torch.bincount(columns, minlength=shape[1])
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         small = torch.int32  # the width that the libraries behind the product take as it is
-        self._by_row = rows.to(small), columns.to(small)
-        self._by_column = starts.to(small), row[self._order].to(small)
+        self._by_row = starts.to(small), columns.to(small)
+        self._by_column = ends.to(small), row[self._order].to(small)
 
     def dropped(self, noise: Noise, rate: float) -> Sparse:
         """Dropout: its zeros stay what they are, so nothing is drawn for them."""
@@ -97,6 +97,11 @@ class Sparse:
 
 def _compressed(starts: Tensor, places: Tensor, values: Tensor, shape: Any) -> Tensor:
     return torch.sparse_csr_tensor(starts, places, values, shape, check_invariants=False)
+
+
+with warnings.catch_warnings():  # torch says once that such tensors are new
+    warnings.simplefilter("ignore", UserWarning)
+    _compressed(torch.tensor([0, 0]), torch.empty(0, dtype=torch.long), torch.empty(0), (1, 1))
 
 
 class _Product(torch.autograd.Function):

@@ -50,7 +50,8 @@ class GraphNet(nn.Module):
         d: features of a node.
         classes: logits.
         dropout: the share of features and of hidden values that is left out in training.
-        decay: λ of the penalty ½λ‖W‖² on the first layer's weights, which the optimiser is given as weight decay.
+        decay: λ of the penalty ½λ‖W‖² on the weights of `decaying`, the first layer's or all, given to the optimiser as weight
+            decay.
         places: null, or the number of vectors that are learned for places in the graph and make the net depend on how
             its nodes are numbered.
     """
@@ -84,8 +85,8 @@ class GraphNet(nn.Module):
         return other
 
     @abstractmethod
-    def first(self) -> nn.Module:
-        """The layer whose weights decay."""
+    def decaying(self) -> nn.Module:
+        """The part whose weights decay."""
 
     @abstractmethod
     def hidden(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
@@ -117,7 +118,7 @@ class MLP(GraphNet):
         self.output = nn.Linear(hidden, classes, device="meta")
         self.start()
 
-    def first(self) -> nn.Module:
+    def decaying(self) -> nn.Module:
         return self.lift
 
     def hidden(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
@@ -149,14 +150,15 @@ class MeanAggregation(GraphNet):
         self.bias = nn.Parameter(torch.empty(classes, device="meta"))
         self.start()
 
-    def first(self) -> nn.Module:
+    def decaying(self) -> nn.Module:
         return self.lift
 
     def hidden(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
         return self.convolution(x, graph.looped if self.self_loops else graph.edges)
 
     def forward(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
-        return self.lift(self.hidden(x, graph)) + self.bias
+        edges = graph.looped if self.self_loops else graph.edges
+        return self.convolution(self.lift(x), edges) + self.bias  # the mean of what is lifted: fewer numbers travel
 
 
 class GCN(GraphNet):
@@ -191,7 +193,7 @@ class GCN(GraphNet):
         self.activation = ACTIVATIONS[activation]()
         self.start()
 
-    def first(self) -> nn.Module:
+    def decaying(self) -> nn.Module:
         return self.convolutions[0]
 
     def hidden(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
@@ -255,7 +257,7 @@ class GIN(GraphNet):
         self.output = nn.Linear(hidden, classes, device="meta")
         self.start()
 
-    def first(self) -> nn.Module:
+    def decaying(self) -> nn.Module:
         return self.lift
 
     def layers(self, x: Features, graph: Graph, noise: Noise | None = None) -> list[Tensor]:
@@ -325,8 +327,8 @@ class GAT(GraphNet):
             convolution.lin = nn.Identity()
         self.start()
 
-    def first(self) -> nn.Module:
-        return self.lift
+    def decaying(self) -> nn.Module:
+        return self
 
     def hidden(self, x: Features, graph: Graph, noise: Noise | None = None) -> Tensor:
         return nn.functional.elu(
