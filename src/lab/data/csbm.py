@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
 from lab.errors import Refusal
 from lab.random import generator, normal, uniform
-from lab.types import NonNegativeInt, Positive, PositiveInt
-
-Probability = Annotated[float, Ge(0), Le(1)]
-
+from lab.types import NonNegativeInt, Positive, PositiveInt, Probability
 
 class CSBM(InMemoryData):
     """Graphs of n nodes, half of each of two classes, with features x ~ N(yμ, σ²I), y = ±1.
@@ -98,6 +95,11 @@ class CSBM(InMemoryData):
             if len(found) >= graphs:
                 break
         return torch.stack(found[:graphs]) if found else torch.zeros(0, self.nodes, self.nodes, dtype=torch.bool)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """One fresh graph: (x (n, d) in float64, edges (2, E))."""
+        x, adjacency, _ = self.fresh(1, "example")
+        return x[0], adjacency[0].nonzero().mT
 
     def block(self, start: int, stop: int) -> Block:
         share = self.order.share(self.rank, self.world_size)

@@ -113,6 +113,10 @@ class Planetoid(InMemoryData):
         batch = self._rows, self.labels[self._rows], self._weight
         return Block(start, stop - start, [batch] * (stop - start))
 
+    def example(self) -> tuple[csr_matrix, Tensor]:
+        """The graph: (x (n, d), edges (2, E))."""
+        return self.x, self.edges
+
     def _folder(self) -> Path:
         return self.root / SOURCES[self.source].folder
 

@@ -11,16 +11,15 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from lab.nets.geometric import GATConv, GCNConv, GINConv, SimpleConv
 from lab.nets.graphs import Features, Graph, Noise, dropped
 from lab.random import generator, uniform
-from lab.types import NonNegative, NonNegativeInt, PositiveInt
+from lab.types import NonNegative, NonNegativeInt, PositiveInt, Rate
 
 Activation = Literal["relu", "elu", "tanh", "silu"]
-Rate = Annotated[float, Ge(0), Lt(1)]
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 
