@@ -193,6 +193,7 @@ class Equivariance(Claim):
         n = x.shape[0]
         order = torch.randperm(n, generator=generator(run.data.seed, "Equivariance"))
         moved = order.argsort()[edges]
+        moved = moved[:, (moved[0] * n + moved[1]).argsort()]  # as PAPᵀ lists them, so sums are taken in another order
         apart = []
         for net in self.nets:
             before = run.model.logits(net, x, Graph(edges, n))

@@ -9,7 +9,8 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
+    from torch_geometric.datasets import KarateClub
     from torch_geometric.nn import GATConv, GCNConv, GINConv, SimpleConv
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-__all__ = ["GATConv", "GCNConv", "GINConv", "SimpleConv", "gcn_norm"]
+__all__ = ["GATConv", "GCNConv", "GINConv", "KarateClub", "SimpleConv", "gcn_norm"]
