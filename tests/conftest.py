@@ -79,9 +79,9 @@ def planetoid() -> Planetoid:
     The test nodes are in random order and leave a number out, which is then a node without words or class.
     """
 
-    def write(root: Path, source: str, d: int = 30, classes: int = 3) -> dict[str, Any]:
+    def write(root: Path, source: str, d: int = 30, classes: int = 3, more: int = 8) -> dict[str, Any]:
         random = np.random.default_rng(0)
-        told, known, tested = 2 * classes, 4 * classes + 8, 9
+        told, known, tested = 2 * classes, 4 * classes + more, 9
         numbers = known + random.permutation(np.delete(np.arange(tested + 1), 4))
         n = known + tested + 1
         words = random_array((n, d), density=0.2, rng=random, dtype=np.float32).tocsr()

@@ -40,19 +40,19 @@ class NodeClassification(SteppedModule):
     step and the batch is those whose class is told; what dropout leaves out is a function of (seed, net, copy, step).
 
     Args:
-        nets: by name.
+        nets: by name; null is none.
         copies: of each net, from as many starts.
         training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
 
     splits = False  # the claims look into the nets
 
-    def __init__(self, nets: dict[str, GraphNet], copies: PositiveInt = 1, **training: Any) -> None:
+    def __init__(self, nets: dict[str, GraphNet | None], copies: PositiveInt = 1, **training: Any) -> None:
         super().__init__(**training)
         self.copies = copies
-        self.given = nets
+        self.given = {name: net for name, net in nets.items() if net is not None}
         self.nets = nn.ModuleDict({
-            name: nn.ModuleList([net, *(net.again(copy) for copy in range(1, copies))]) for name, net in nets.items()
+            name: nn.ModuleList([net, *(net.again(i) for i in range(1, copies))]) for name, net in self.given.items()
         })
         self._whole: tuple[Features, Graph] | None = None
 

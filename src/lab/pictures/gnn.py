@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _plane(h: Tensor) -> Tensor:
+CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+"""A colour for each class, in the order of the classes; of Okabe and Ito."""
+
+
+def plane(h: Tensor) -> Tensor:
     """Hidden values in the plane of their two largest principal components, the larger entries positive."""
     h = (h - h.mean(0)).double()
     axes = torch.linalg.svd(h, full_matrices=False).Vh[:2]
@@ -32,12 +36,11 @@ def _plane(h: Tensor) -> Tensor:
 
 
 def _graph(ax: Axes, places: Tensor, edges: Tensor, labels: Tensor, title: str) -> None:
-    from lab.figures.panel import INK, MEASURED, THEORY
+    from lab.figures.panel import INK
 
-    colours = [THEORY, MEASURED, "#009E73", "#CC79A7"]
-    for a, b in edges.mT[edges[0] < edges[1]]:
-        ax.plot(*places[[a, b]].mT, color="0.8", lw=0.4, zorder=0)
-    ax.scatter(*places.mT, s=16, c=[colours[int(label)] for label in labels], linewidths=0.4, edgecolors=INK)
+    for ends in places[edges.mT[edges[0] < edges[1]]]:  # (2, 2)
+        ax.plot(*ends.mT, color="0.8", lw=0.4, zorder=0)
+    ax.scatter(*places.mT, s=16, c=[CLASSES[int(label)] for label in labels], linewidths=0.4, edgecolors=INK)
     ax.set(xticks=[], yticks=[], title=title)
 
 
@@ -55,7 +58,7 @@ class Embedding(Picture):
         for ax, one, when in zip(figure.subplots(1, 2), (net.again(), net), ("before", "after"), strict=True):
             h = one.double().hidden(x[0], graph)
             right = (one(x[0], graph).argmax(1) == labels[0]).double().mean()
-            _graph(ax, _plane(h), graph.edges, labels[0], f"{when} training: {float(right):.0%} right")
+            _graph(ax, plane(h), graph.edges, labels[0], f"{when} training: {float(right):.0%} right")
         return figure
 
 
@@ -86,7 +89,7 @@ class Karate(Picture):
             with torch.no_grad():
                 h, right = one.hidden(x, graph), (one(x, graph).argmax(1) == club.y).double().mean()
             title = when if when != "taught" else f"taught four nodes: {float(right):.0%} right"
-            _graph(ax, _plane(h), graph.edges, club.y, title)
+            _graph(ax, plane(h), graph.edges, club.y, title)
         return figure
 
 
