@@ -521,7 +521,11 @@ def exact(data: CSBM, turn: float = 0.0, sign: float = 1.0) -> NodeClassificatio
     other = torch.zeros(data.d, dtype=torch.float64)
     other[0], other[1] = 0.5**0.5, -(0.5**0.5)
     w = sign * (math.cos(turn) * mean + math.sin(turn) * other)
-    given = {"mlp": MLP(data.d, hidden=2), "mean": MeanAggregation(data.d), "gin": GIN(data.d, layers=4, seed=data.seed)}
+    given = {
+        "mlp": MLP(data.d, hidden=2),
+        "mean": MeanAggregation(data.d),
+        "gin": GIN(data.d, layers=4, seed=data.seed),
+    }
     given |= {"gcn": GCN(data.d, seed=data.seed), "gat": GAT(data.d, seed=data.seed)}
     model: Any = ready(NodeClassification(given, optimizer=ADAM), data)
     with torch.no_grad():

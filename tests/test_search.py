@@ -88,6 +88,8 @@ def test_ready_search_spaces_compose(path: object) -> None:
         "step_size": "linear_regression",
         "bottleneck": "pca_autoencoder",
         "over_relaxation": "sinkhorn_ot",
+        "octave": "diffusion",
+        "homophily": "gnn",
     }[path.stem]  # type: ignore[attr-defined]
     cfg, hydra = compose.compose_with_hydra([f"experiment={name}", f"sweep={path.stem}"])  # type: ignore[attr-defined]
     assert cfg.objective.split("/")[1] in cfg.claims

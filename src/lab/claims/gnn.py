@@ -197,7 +197,7 @@ class Equivariance(Claim):
         apart = []
         for net in self.nets:
             before = run.model.logits(net, x, Graph(edges, n))
-            after = run.model.logits(net, x[order], Graph(moved, n))
+            after = run.model.logits(net, x[order.numpy()], Graph(moved, n))
             apart.append((after - before[:, order]).abs().max() / before.abs().max())
         return Quantity(torch.stack(apart))
 
@@ -278,8 +278,8 @@ class Oversmoothing(_OfNet):
     reference = "Oono & Suzuki 2020, Thm 1; Cai & Wang 2020, §3"
     symbol, x_symbol = r"slope of $\ln E$", r"$|\lambda_2|$"
     relation = equal(
-        "what other eigenvalues leave after T steps: at most ln(1 + r(0))/T, and r(0) < e¹⁰ but once in 10⁸; propagation "
-        "without self-loops is 0.1 and more away",
+        "what other eigenvalues leave after T steps: at most ln(1 + r(0))/T, and r(0) < e¹⁰ but once in 10⁸; without "
+        "self-loops it is 0.1 and more away",
         atol=0.01,
     )
 

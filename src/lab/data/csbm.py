@@ -13,6 +13,7 @@ from lab.errors import Refusal
 from lab.random import generator, normal, uniform
 from lab.types import NonNegativeInt, Positive, PositiveInt, Probability
 
+
 class CSBM(InMemoryData):
     """Graphs of n nodes, half of each of two classes, with features x ~ N(yμ, σ²I), y = ±1.
 

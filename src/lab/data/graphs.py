@@ -1,4 +1,4 @@
-"""Small graphs as adjacency matrices: all of so many nodes, and pairs that are known to be hard or easy to tell apart."""
+"""Small graphs as adjacency matrices: all of so many nodes, and pairs that are hard or easy to tell apart."""
 
 from __future__ import annotations
 

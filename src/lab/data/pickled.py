@@ -142,7 +142,9 @@ class _Reader:
                 raise _Refused("numbers with their largest byte first")
         elif made.kind == "array":
             _, shape, dtype, columns_first, content = state
-            numbers = np.frombuffer(content if isinstance(content, bytes) else _latin(content), np.dtype(f"<{dtype.code}"))
+            numbers = np.frombuffer(
+                content if isinstance(content, bytes) else _latin(content), np.dtype(f"<{dtype.code}")
+            )
             made.value = numbers.reshape(shape, order="F" if columns_first else "C")
         else:
             made.value = {_text(key): value for key, value in state.items()}

@@ -51,9 +51,9 @@ class NodeClassification(SteppedModule):
         super().__init__(**training)
         self.copies = copies
         self.given = {name: net for name, net in nets.items() if net is not None}
-        self.nets = nn.ModuleDict({
-            name: nn.ModuleList([net, *(net.again(i) for i in range(1, copies))]) for name, net in self.given.items()
-        })
+        self.nets = nn.ModuleDict(
+            {name: nn.ModuleList([net, *(net.again(i) for i in range(1, copies))]) for name, net in self.given.items()}
+        )
         self._whole: tuple[Features, Graph] | None = None
 
     def check(self, data: InMemoryData) -> None:
@@ -122,9 +122,7 @@ class NodeClassification(SteppedModule):
                 log.info("%s: %.4f%s of %d test nodes right", name, right.mean(), spread, len(data.test))
 
     @torch.no_grad()
-    def logits(
-        self, name: str, x: Tensor | csr_matrix, graph: Graph, dtype: torch.dtype = torch.float64
-    ) -> Tensor:
+    def logits(self, name: str, x: Tensor | csr_matrix, graph: Graph, dtype: torch.dtype = torch.float64) -> Tensor:
         """Of every copy of a net, nothing left out: (copies, N, classes)."""
         nets: Any = copy.deepcopy(self.nets[name]).to(dtype)
         given = features(x, dtype, graph.edges.device)

@@ -279,9 +279,7 @@ class GIN(GraphNet):
         (Xu et al. 2019, eq. 4.2.) (g, n, n) → (g, layers·hidden)
         """
         x = self.lift.weight.new_ones(adjacency.shape[0] * adjacency.shape[1], self.d)
-        return torch.cat(
-            [h.unflatten(0, adjacency.shape[:2]).sum(1) for h in self.layers(x, Graph.of(adjacency))], -1
-        )
+        return torch.cat([h.unflatten(0, adjacency.shape[:2]).sum(1) for h in self.layers(x, Graph.of(adjacency))], -1)
 
 
 class _Attention(GATConv):
@@ -318,10 +316,12 @@ class GAT(GraphNet):
         self.attention_dropout = attention_dropout
         width = heads * hidden
         self.lift, self.second = Lift(d, width, places), nn.Linear(width, classes, bias=False, device="meta")
-        self.convolutions = nn.ModuleList([
-            _Attention(d, hidden, heads, add_self_loops=False),
-            _Attention(width, classes, 1, add_self_loops=False),
-        ])
+        self.convolutions = nn.ModuleList(
+            [
+                _Attention(d, hidden, heads, add_self_loops=False),
+                _Attention(width, classes, 1, add_self_loops=False),
+            ]
+        )
         for convolution in self.convolutions:
             convolution.lin = nn.Identity()
         self.start()

@@ -85,7 +85,9 @@ class Karate(Picture):
                 functional.cross_entropy(net(x, graph)[club.train_mask], club.y[club.train_mask]).backward()
                 optimizer.step()
         figure = blank(16, 7.4)
-        for ax, one, when in zip(figure.subplots(1, 2), (net.again(), net), ("weights as drawn", "taught"), strict=True):
+        for ax, one, when in zip(
+            figure.subplots(1, 2), (net.again(), net), ("weights as drawn", "taught"), strict=True
+        ):
             with torch.no_grad():
                 h, right = one.hidden(x, graph), (one(x, graph).argmax(1) == club.y).double().mean()
             title = when if when != "taught" else f"taught four nodes: {float(right):.0%} right"
