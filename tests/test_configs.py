@@ -30,8 +30,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory, planetoid: Any) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (6000, 28, 28), dtype=np.uint8)
     planetoid(root, "cora", d=1433, classes=7)
     planetoid(root, "citeseer", d=3703, classes=6)
-    for source in SOURCES.keys() - {"cora", "citeseer"}:
-        known = SOURCES[source]
+    for known in (SOURCES[name] for name in SOURCES.keys() - {"cora", "citeseer"}):
         for name in known.files:
             path = root / known.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

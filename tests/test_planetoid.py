@@ -33,7 +33,7 @@ def loaded(root: Path, source: Any = "citeseer", **more: Any) -> Planetoid:
     return data
 
 
-# --------------------------------------------------------------------------------------------------------------- pickles
+# -------------------------------------------------------------------------------------------------------------- pickles
 
 
 def test_what_python_2_wrote_is_read(tmp_path: Path, pickled: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path, pickled: An
     endless = pickle.dumps(1)[:2] + b"}]" + b"q\x00h\x00a" + b"."
     for content in (b"", b"<html>not found</html>", whole[:40], whole[:-3], whole[:1], endless, b"\x80\x02]."[:2]):
         path.write_bytes(content)
-        with pytest.raises(Refusal, match="is (not a whole pickle of arrays|refused)") as refused:
+        with pytest.raises(Refusal, match=r"is (not a whole pickle of arrays|refused)") as refused:
             reader.read(path)
         assert str(path) in str(refused.value)
     with pytest.raises(Refusal, match="cannot be read: No such file"):
@@ -255,7 +255,7 @@ def test_a_download_that_fails_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sources, "_reachable", lambda *_: True)
     monkeypatch.setattr(module, "urlopen", broken)
-    with pytest.raises(Refusal, match="Cora could not be downloaded: .*no route"):
+    with pytest.raises(Refusal, match=r"Cora could not be downloaded: .*no route"):
         Planetoid("cora", str(tmp_path)).prepare_data()
 
 

@@ -142,9 +142,7 @@ class _Reader:
                 raise _Refused("numbers with their largest byte first")
         elif made.kind == "array":
             _, shape, dtype, columns_first, content = state
-            numbers = np.frombuffer(
-                content if isinstance(content, bytes) else _latin(content), np.dtype(f"<{dtype.code}")
-            )
+            numbers = np.frombuffer(_bytes(content), np.dtype(f"<{dtype.code}"))
             made.value = numbers.reshape(shape, order="F" if columns_first else "C")
         else:
             made.value = {_text(key): value for key, value in state.items()}
@@ -180,9 +178,9 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _latin(value: Any) -> bytes:
-    """The bytes of a string of Python 2."""
-    return str(value).encode("latin-1")
+def _bytes(value: Any) -> bytes:
+    """Bytes, or those of a string of Python 2."""
+    return value if isinstance(value, bytes) else str(value).encode("latin-1")
 
 
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}

@@ -6,6 +6,7 @@ All begin with the product of the features and one matrix, which knows zeros whe
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import abstractmethod
 from typing import Annotated, Literal
@@ -49,8 +50,7 @@ class GraphNet(nn.Module):
         d: features of a node.
         classes: logits.
         dropout: the share of features and of hidden values that is left out in training.
-        decay: λ of the penalty ½λ‖W‖² on the weights of `decaying`, the first layer's or all, given to the optimiser as weight
-            decay.
+        decay: λ of the penalty ½λ‖W‖² on the weights of `decaying`, the first layer's or all, by the optimiser.
         places: null, or the number of vectors that are learned for places in the graph and make the net depend on how
             its nodes are numbered.
     """
@@ -185,9 +185,7 @@ class GCN(GraphNet):
         super().__init__(d, classes, dropout, decay, places, seed)
         self.self_loops = self_loops
         widths = [d, *[hidden] * (layers - 1), classes]
-        self.convolutions = nn.ModuleList(
-            GCNConv(a, b, normalize=False) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convolutions = nn.ModuleList(GCNConv(a, b, normalize=False) for a, b in itertools.pairwise(widths))
         self.convolutions[0].lin = Lift(d, hidden, places)
         self.activation = ACTIVATIONS[activation]()
         self.start()

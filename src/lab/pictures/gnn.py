@@ -63,7 +63,7 @@ class Embedding(Picture):
 
 
 class Karate(Picture):
-    """Zachary's karate club in three layers of a GCN that sees no features: weights as drawn, and taught one node a class
+    """Zachary's karate club in three layers of a GCN without features: weights as drawn, and taught one node a class
 
     Args:
         steps: of training, on one node of each of the four communities.
@@ -85,12 +85,10 @@ class Karate(Picture):
                 functional.cross_entropy(net(x, graph)[club.train_mask], club.y[club.train_mask]).backward()
                 optimizer.step()
         figure = blank(16, 7.4)
-        for ax, one, when in zip(
-            figure.subplots(1, 2), (net.again(), net), ("weights as drawn", "taught"), strict=True
-        ):
+        for ax, one in zip(figure.subplots(1, 2), (net.again(), net), strict=True):
             with torch.no_grad():
                 h, right = one.hidden(x, graph), (one(x, graph).argmax(1) == club.y).double().mean()
-            title = when if when != "taught" else f"taught four nodes: {float(right):.0%} right"
+            title = f"taught four nodes: {float(right):.0%} right" if one is net else "weights as drawn"
             _graph(ax, plane(h), graph.edges, club.y, title)
         return figure
 
