@@ -54,7 +54,7 @@ class NextToken(SteppedModule):
         self, net: Transformer, fixed: Transformer | None = None, length: PositiveInt = 64, **training: Any
     ) -> None:
         super().__init__(**training)
-        self.net, self.fixed, self.length, self.begin = net, fixed, length, 0
+        self.net, self.fixed, self.length = net, fixed, length
         # code points of the symbols, −1 where there is none: a checkpoint is enough to write text
         self.register_buffer("characters", torch.full((net.vocabulary,), -1, dtype=torch.int32, device="cpu"))
         self.register_buffer("first", torch.zeros((), dtype=torch.int32, device="cpu"))

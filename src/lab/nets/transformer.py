@@ -113,7 +113,8 @@ class Transformer(nn.Module):
         if width % (2 * heads) != 0:
             raise Refusal(f"width={width} must be a multiple of 2·heads={2 * heads}: positions turn pairs of a head")
         super().__init__()
-        self.vocabulary, self.context, self.width, self.recompute = vocabulary, context, width, recompute
+        self.vocabulary, self.context, self.layers, self.width = vocabulary, context, layers, width
+        self.hidden, self.recompute = hidden, recompute
         draw, gain = generator(seed, "Transformer"), 1 / math.sqrt(2 * layers)
         self.symbols = nn.Parameter(0.5 * normal(draw, vocabulary, width))
         self.blocks = nn.ModuleList(Block(draw, width, heads, hidden * width, causal, gain) for _ in range(layers))
