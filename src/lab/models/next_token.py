@@ -103,7 +103,7 @@ class NextToken(SteppedModule):
             log.info("loss/net of %d characters held out: %.4f nats a character", tokens[:, 1:].numel(), nats)
 
     @torch.no_grad()
-    def sample(self, n: int, draw: torch.Generator) -> Tensor:
+    def sample(self, n: int, draw: torch.Generator, length: int | None = None) -> Tensor:
         """n sequences of `length` symbols, each drawn given the last T before it; the draws are made on the CPU.
 
         They begin with the symbol that begins every sequence, which is left out; a text with a line break.
@@ -112,7 +112,7 @@ class NextToken(SteppedModule):
         text = bool((self.characters >= 0).any())
         unknown = self.characters < 0 if text else known == self.first
         tokens = self.first.long().expand(n, 1)
-        for _ in range(self.length):
+        for _ in range(length or self.length):
             logits = self.net(tokens[:, -self.net.context :])[:, -1].double().cpu()
             chances = logits.masked_fill(unknown.cpu(), -torch.inf).softmax(-1)
             drawn = torch.multinomial(chances, 1, generator=draw).to(tokens.device)

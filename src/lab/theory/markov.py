@@ -82,21 +82,19 @@ def evidence_weight(tokens: Tensor, symbols: int, concentration: float) -> tuple
     return n, n / (n + symbols * concentration)
 
 
-def empirical_entropy(tokens: Tensor, order: int) -> float:
-    """−(1/n) Σ_t ln n(x_{t−m} … x_t)/n(x_{t−m} … x_{t−1}), m = `order`, the counts being those of the text itself.
+def conditional_entropy(words: Tensor) -> float:
+    """−(1/n) Σ ln n(w₀ … w_m)/n(w₀ … w_{m−1}), the n words being counted among themselves.
 
-    No predictor that sees m symbols back and does not change its mind costs less on this text, whatever text it was
-    fitted to: it is the minimum of −(1/n) Σ ln q(x_t | x_{t−m} … x_{t−1}) over all q.
+    It is the minimum of −(1/n) Σ ln q(w_m | w₀ … w_{m−1}) over all q (Gibbs' inequality), those fitted to these very
+    words included: whoever has not seen them costs more, and so does whoever has but sees no more than m symbols back.
 
     (Cover & Thomas 2006, Thm 2.6.3 and §11.1.)
 
     Args:
-        tokens: (n,)
+        words: (n, m + 1), m symbols and the one that follows.
     """
-    words = tokens.unfold(0, order + 1, 1)  # (n − m, m + 1)
-    whole = _counts(words)
-    past = _counts(words[:, :-1]) if order else torch.tensor(float(len(words)), dtype=torch.float64)
-    return float(-(whole / past).log().mean())
+    past = _counts(words[:, :-1]) if words.shape[1] > 1 else float(len(words))
+    return float(-(_counts(words) / past).log().mean())
 
 
 def _counts(words: Tensor) -> Tensor:
