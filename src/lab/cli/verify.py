@@ -101,7 +101,7 @@ def _without_the_rest(cfg: Any, control: str) -> Iterator[str]:
 def _without_files(names: list[str]) -> Iterator[str]:
     """Experiments whose data come with the lab: those that need files are verified when they are named."""
     for name in names:
-        if "source" not in compose.compose([f"experiment={name}"]).data:
+        if not {"source", "path"} & compose.compose([f"experiment={name}"]).data.keys():
             yield name
 
 
