@@ -14,7 +14,8 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from lab.algorithms.sinkhorn import LogDomain, Transport, iterates
+from lab.algorithms.sinkhorn import LogDomain, iterates
+from lab.algorithms.transport import Transport
 from lab.claim import Claim, Quantity, Run, at_least, at_most, equal
 from lab.data.measures import GaussianPair
 from lab.errors import Refusal
@@ -271,7 +272,7 @@ class GaussianRate(_Rate):
 
     reference = "Mehler 1866; Knight 2008, Thm 4.4"
     relation = equal(
-        "rounding of potentials below 64, 1.4e-14, in steps of at least 1e-8; what the next mode, r⁴, has left is less: "
+        "rounding of potentials below 64, 1.4e-14, in steps of at least 1e-8; the next mode, r⁴, has left less: "
         "ρᵗ = 1e-4 in a step of the window and 1e-8 in the last one that it is multiplied by",
         rtol=1e-6,
     )
