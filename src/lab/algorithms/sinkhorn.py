@@ -58,7 +58,8 @@ def sinkhorn(
             until `epsilon` is reached, each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
-            float64; "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times slower.
+            float64; "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times
+            slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
@@ -73,7 +74,7 @@ def sinkhorn(
         if not math.isfinite(spread):
             raise ValueError("cost must be finite")
         doubtful = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None or annealing is not None)
-        loop = Loop(cost, max_iterations, [Relaxation(relaxation) for _ in range(cost[..., 0, 0].numel())])
+        loop = Loop(a, max_iterations, relaxation)
         known = None
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
@@ -142,20 +143,25 @@ def softmin(cost: Tensor, g: Tensor, log_b: Tensor, epsilon: float) -> Tensor:
 
 
 class Loop:
-    """Runs iterations until every problem has reached its goal; what ω has been found stays from one to the next."""
+    """Runs iterations until every problem has reached its goal; what ω has been found stays from one to the next.
 
-    def __init__(self, cost: Tensor, max_iterations: int, relaxations: list[Relaxation]) -> None:
-        self.cost, self.left, self.relaxations = cost, max_iterations, relaxations
-        self.every = 8 if cost.is_cuda else 1  # looking at the error waits for the device
-        self.made = [0] * len(relaxations)
-        self.errors = [float("inf")] * len(relaxations)
+    Args:
+        like: (..., any), a tensor of the problems' batch, precision and device. relaxation: ω, or None to find it.
+    """
+
+    def __init__(self, like: Tensor, max_iterations: int, relaxation: float | None) -> None:
+        self.shape, self.device, self.dtype = like.shape[:-1], like.device, like.dtype
+        self.relaxations = [Relaxation(relaxation) for _ in range(self.shape.numel())]
+        self.left = max_iterations
+        self.every = 8 if like.is_cuda else 1  # looking at the error waits for the device
+        self.made = [0] * len(self.relaxations)
+        self.errors = [float("inf")] * len(self.relaxations)
 
     @property
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(iterations made, last error), (...) each."""
-        shape, device = self.cost.shape[:-2], self.cost.device
-        made = torch.tensor(self.made, device=device).reshape(shape)
-        return made, torch.tensor(self.errors, dtype=self.cost.dtype, device=device).reshape(shape)
+        made = torch.tensor(self.made, device=self.device).reshape(self.shape)
+        return made, torch.tensor(self.errors, dtype=self.dtype, device=self.device).reshape(self.shape)
 
     def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None) -> None:
         """Iterate until the error of each problem is at most `goal`, or has not fallen for `stall` steps.
@@ -194,7 +200,7 @@ class Loop:
         self.left -= made
 
     def _tensor(self, omega: list[float], like: Tensor) -> Tensor:
-        return torch.tensor(omega, dtype=like.dtype, device=like.device).reshape(*self.cost.shape[:-2], 1)
+        return torch.tensor(omega, dtype=like.dtype, device=like.device).reshape(*self.shape, 1)
 
 
 def iterates(iteration: LogDomain, relaxation: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
