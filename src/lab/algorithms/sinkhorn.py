@@ -29,6 +29,8 @@ COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
 SINGLE = 1e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
+LOOK = {"cpu": 1}
+"""After so many iterations the error is looked at; elsewhere after 8, for looking waits for the device."""
 SPREAD = 60.0
 """Up to this cost, in units of ε, the iteration may start from exp(−C/ε): in float32 none of it underflows."""
 
@@ -153,7 +155,7 @@ class Loop:
         self.shape, self.device, self.dtype = like.shape[:-1], like.device, like.dtype
         self.relaxations = [Relaxation(relaxation) for _ in range(self.shape.numel())]
         self.left = max_iterations
-        self.every = 8 if like.is_cuda else 1  # looking at the error waits for the device
+        self.every = LOOK.get(like.device.type, 8)
         self.made = [0] * len(self.relaxations)
         self.errors = [float("inf")] * len(self.relaxations)
 
