@@ -131,6 +131,17 @@ def test_a_problem_in_float32_does_not_depend_on_who_is_beside_it(method: Any) -
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_around_it_changes_nothing(method: Any) -> None:
+    cost, a, b = (t.float() for t in problem())
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-5, "method": method}
+    plain = sinkhorn(cost, a, b, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = sinkhorn(cost, a, b, **options)
+    assert torch.equal(within.f, plain.f)
+    assert torch.equal(within.iterations, plain.iterations)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_errors_that_are_looked_at_seldom_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: up to seven iterations more."""
     cost, a, b = problem(2)

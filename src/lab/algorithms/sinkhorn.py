@@ -66,7 +66,7 @@ def sinkhorn(
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
     a, b = _weights(cost, a, -2), _weights(cost, b, -1)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
         _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
