@@ -182,6 +182,10 @@ def _check_files(data: dict[str, Any]) -> None:
         from lab.data.sources import require
 
         require(data["source"], Path(data["root"]))
+    if "path" in data:
+        from lab.data.sources import require_file
+
+        require_file(data["path"])
 
 
 _LEAST_FREE = 50 * 2**20
