@@ -255,7 +255,7 @@ class GIN(GraphNet):
         self.start()
 
     def decaying(self) -> nn.Module:
-        return self.lift
+        return self
 
     def layers(self, x: Features, graph: Graph, noise: Noise | None = None) -> list[Tensor]:
         """The values after each sum. (N, d) → (N, h) each"""
