@@ -120,7 +120,7 @@ class AccuracyByDegree(_Accuracy):
     symbol, x_symbol = "accuracy", "neighbours $m$"
     relation = equal(
         "sampling error over graphs, 5 standard errors at 13 degrees: a correct run is refuted once in 10⁵; and "
-        "optimisation error, as of a boundary that turns; without a self-loop it is up to 0.28 away",
+        "optimisation error, as of a boundary that turns; without self-loops it is 0.04 to 0.14 away",
         k=5,
         atol=1e-3,
     )
