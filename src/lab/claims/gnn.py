@@ -35,8 +35,8 @@ class _OfNet(Claim):
     def check(self, data: CSBM, model: NodeClassification) -> None:
         if not isinstance(data, CSBM):
             raise Refusal("data._target_ must be lab.data.csbm.CSBM: the claim is about graphs of known law")
-        if self.net not in model.given:
-            raise Refusal(f"net={self.net} is none of model.nets: {', '.join(model.given)}")
+        if self.net not in model.nets:
+            raise Refusal(f"net={self.net} is none of model.nets: {', '.join(model.nets)}")
 
 
 class _Accuracy(_OfNet):
@@ -182,8 +182,8 @@ class Equivariance(Claim):
 
     def check(self, data: CSBM, model: NodeClassification) -> None:
         for net in self.nets:
-            if net not in model.given:
-                raise Refusal(f"nets={self.nets} names {net}, which is none of model.nets: {', '.join(model.given)}")
+            if net not in model.nets:
+                raise Refusal(f"nets={self.nets} names {net}, which is none of model.nets: {', '.join(model.nets)}")
 
     def predict(self, data: CSBM) -> Quantity:
         return Quantity([0.0] * len(self.nets))
@@ -221,14 +221,14 @@ class ToldApart(_OfNet):
 
     def check(self, data: CSBM, model: NodeClassification) -> None:
         super().check(data, model)
-        if not isinstance(model.given[self.net], GIN):
+        if not isinstance(model.nets[self.net], GIN):
             raise Refusal(f"net={self.net} is no GIN: the claim is about embeddings of whole graphs")
 
     def predict(self, data: CSBM) -> Quantity:
         return Quantity([float(weisfeiler_leman.told_apart(*pair)) for pair in graphs.pairs().values()])
 
     def measure(self, run: Run) -> Quantity:
-        net = copy.deepcopy(run.model.nets[self.net][0]).double()
+        net = copy.deepcopy(run.model.trained[self.net][0]).double()
         apart = []
         for pair in graphs.pairs().values():
             one, other = net.embedded(torch.stack(pair)).detach()
@@ -255,7 +255,7 @@ class GraphsToldApart(ToldApart):
         return Quantity([weisfeiler_leman.classes(list(graphs.all_graphs(n))) for n in nodes], x=list(nodes))
 
     def measure(self, run: Run) -> Quantity:
-        net, found = copy.deepcopy(run.model.nets[self.net][0]).double(), []
+        net, found = copy.deepcopy(run.model.trained[self.net][0]).double(), []
         for n in range(1, self.most + 1):
             embedded = net.embedded(graphs.all_graphs(n)).detach()
             same = torch.cdist(embedded, embedded, p=torch.inf) < SAME * embedded.abs().amax(1)
@@ -289,7 +289,7 @@ class Oversmoothing(_OfNet):
 
     def check(self, data: CSBM, model: NodeClassification) -> None:
         super().check(data, model)
-        if not isinstance(model.given[self.net], GCN):
+        if not isinstance(model.nets[self.net], GCN):
             raise Refusal(f"net={self.net} is no GCN: the claim is about its propagation")
         if not len(data.connected(self.graphs, "Oversmoothing")):
             raise Refusal(f"data.p={data.p} and data.q={data.q} leave no graph connected: energy would not fall to 0")
@@ -300,7 +300,7 @@ class Oversmoothing(_OfNet):
 
     @torch.no_grad()
     def measure(self, run: Run) -> Quantity:
-        net, data = run.model.nets[self.net][0], run.data
+        net, data = run.model.trained[self.net][0], run.data
         adjacency = data.connected(self.graphs, "Oversmoothing")
         graph, scale = Graph.of(adjacency), (1 + adjacency.sum(-1)).double().rsqrt().unsqueeze(-1)  # (g, n, 1)
         constant = scale.reciprocal() / scale.reciprocal().norm(dim=1, keepdim=True)

@@ -28,8 +28,8 @@ class _OverCopies(Claim):
         if not isinstance(data, Planetoid):
             raise Refusal("data._target_ must be lab.data.planetoid.Planetoid: the claim is about its split")
         for net in self.nets:
-            if net not in model.given:
-                raise Refusal(f"net={net} is none of model.nets: {', '.join(model.given)}")
+            if net not in model.nets:
+                raise Refusal(f"net={net} is none of model.nets: {', '.join(model.nets)}")
         if model.copies < 2:
             raise Refusal(f"model.copies={model.copies} must be at least 2: a standard error needs two")
 

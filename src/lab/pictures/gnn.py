@@ -51,7 +51,7 @@ class Embedding(Picture):
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
 
-        net = run.model.nets["gcn"][0]
+        net = run.model.trained["gcn"][0]
         x, adjacency, labels = run.data.fresh(1, "Embedding")
         graph = Graph.of(adjacency)
         figure = blank(16, 7.4)

@@ -23,7 +23,7 @@ class Papers(Picture):
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
 
-        data, net = run.data, run.model.nets["gcn"][0]
+        data, net = run.data, run.model.trained["gcn"][0]
         x, graph = features(data.x, data.dtype), Graph(data.edges, data.n)
         figure = blank(16, 7.4)
         for ax, one, when in zip(figure.subplots(1, 2), (net.again(), net), ("before", "after"), strict=True):
