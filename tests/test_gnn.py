@@ -27,9 +27,12 @@ from lab.data.csbm import CSBM
 from lab.data.planetoid import Planetoid
 from lab.errors import Refusal
 from lab.models.node_classification import NodeClassification, features
+from lab.nets.gat import GAT
+from lab.nets.gcn import GCN, MeanAggregation
 from lab.nets.geometric import GATConv, GCNConv
+from lab.nets.gin import GIN
+from lab.nets.graph_net import MLP, GraphNet
 from lab.nets.graphs import Graph, Noise, Sparse
-from lab.nets.message_passing import GAT, GCN, GIN, MLP, GraphNet, MeanAggregation
 from lab.theory import csbm, propagation, weisfeiler_leman
 
 SIGMAS = 5.0

@@ -19,8 +19,9 @@ from lab.data import graphs
 from lab.data.csbm import CSBM
 from lab.errors import Refusal
 from lab.models.node_classification import NodeClassification
+from lab.nets.gcn import GCN
+from lab.nets.gin import GIN
 from lab.nets.graphs import Graph
-from lab.nets.message_passing import GCN, GIN
 from lab.random import generator, normal
 from lab.theory import csbm, propagation, weisfeiler_leman
 from lab.types import NonNegativeInt, PositiveInt

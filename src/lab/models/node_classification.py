@@ -17,8 +17,8 @@ from lab.data.csbm import CSBM
 from lab.data.planetoid import Planetoid
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
+from lab.nets.graph_net import GraphNet
 from lab.nets.graphs import Features, Graph, Noise, Sparse
-from lab.nets.message_passing import GraphNet
 from lab.random import generator
 from lab.types import PositiveInt
 

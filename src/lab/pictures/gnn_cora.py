@@ -30,6 +30,7 @@ class Papers(Picture):
             right = (one(x, graph).argmax(1) == data.labels)[data.test].double().mean()
             places = plane(one.hidden(x, graph)[data.test])
             for kind in range(data.classes):
-                ax.scatter(*places[data.labels[data.test] == kind].mT, s=4, color=CLASSES[kind], linewidths=0)
+                across, up = places[data.labels[data.test] == kind].mT
+                ax.scatter(across, up, s=4, color=CLASSES[kind], linewidths=0)
             ax.set(xticks=[], yticks=[], title=f"{when} training: {float(right):.1%} right")
         return figure
