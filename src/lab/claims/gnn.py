@@ -157,7 +157,7 @@ class GraphHelps(_Accuracy):
     reference = "Baranwal, Fountoulakis & Jagannath 2021, Thm 1"
     symbol = "accuracy"
     relation = at_least(
-        "sampling error, 4.5 standard errors: what theory says of the mean is 0.032 above the bound, 30 of them", k=4.5
+        "sampling error, 4.5 standard errors: what theory says of the mean is 0.032 above the bound, 25 of them", k=4.5
     )
 
     def predict(self, data: CSBM) -> Quantity:
