@@ -198,7 +198,7 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300, "gnn": 300}
+STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300, "sinkhorn_ot": 300, "gnn": 300}
 CHEAP = {
     "diffusion": [  # fewer draws to judge by: these runs are about training
         "data.batch_size=128",
@@ -208,6 +208,7 @@ CHEAP = {
         "claims.sampler_order.coarsest=8",
         "pictures.levels.draws=256",
     ],
+    "sinkhorn_ot": ["data.batch_size=2", "data.points=24", "data.support=12", "data.grid=60"],
     "gnn": [
         "data.batch_size=16",
         *(

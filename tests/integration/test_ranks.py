@@ -27,7 +27,7 @@ from lab.errors import REFUSED, Refusal
 from lab.rundir import RunDir
 
 EPSILON = {"32-true": 2.0**-23, "64-true": 2.0**-52}
-ALLOWED = {"pca_autoencoder": 32, "linear_regression": 32, "vae": 256, "diffusion": 256, "gnn": 256}
+ALLOWED = {"pca_autoencoder": 32, "linear_regression": 32, "vae": 256, "diffusion": 256, "sinkhorn_ot": 256, "gnn": 256}
 MINIBATCH = ["data.batch_size=64"]
 AT_SCALE = ["model.accumulate=3", "model.clip=50", "model.ema=0.99"]
 """How a model that is larger than its device is trained; the gradients of vae are longer than 50 and shorter."""
@@ -36,6 +36,7 @@ DEFAULT = {
     "linear_regression": "64-true",
     "vae": "32-true",
     "diffusion": "32-true",
+    "sinkhorn_ot": "32-true",
     "gnn": "32-true",
 }
 
@@ -62,6 +63,8 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("vae", "32-true", [*MINIBATCH, *AT_SCALE]),
         ("diffusion", "32-true", []),
         ("diffusion", "64-true", []),
+        ("sinkhorn_ot", "32-true", []),
+        ("sinkhorn_ot", "64-true", ["model.inner.method=log"]),  # the other one begins in float32
         ("gnn", "32-true", []),
         ("gnn", "64-true", []),
         ("gnn", "32-true", AT_SCALE),

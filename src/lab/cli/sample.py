@@ -12,7 +12,7 @@ from lab.rundir import RunDir, write_atomically
 
 DESCRIPTION = """\
 Draw samples from the model that a run has trained, from the newest whole checkpoint, which may be that of a run that
-still goes on. No data are read. They are written as .npy and, where they are images, as .png.
+still goes on. No data are read. They are written as .npy and, where they are images, as .png, sequences as .txt.
 
 The same seed gives the same samples of the same checkpoint."""
 
@@ -57,6 +57,10 @@ def _write(run: RunDir, checkpoint: Path, count: int, seed: int, folder: Path) -
     np.save(array, samples)
     write_atomically(stem.with_suffix(".npy"), array.getvalue())
     print(f"samples {stem.with_suffix('.npy')}  {'×'.join(map(str, samples.shape))}")
+    if callable(getattr(model, "written", None)):
+        text = "\n\n".join(model.written(samples)) + "\n"
+        write_atomically(stem.with_suffix(".txt"), text)
+        print(f"text    {stem.with_suffix('.txt')}\n\n{text}", end="")
     if samples.ndim == 3:
         from lab.figures.images import png
 

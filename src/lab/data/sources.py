@@ -71,6 +71,12 @@ def require(source: str, root: str | Path) -> None:
         )
 
 
+def require_file(path: str | Path) -> None:
+    """Refuse unless there is a file to read."""
+    if not os.path.isfile(path):  # noqa: PTH113 - never raises
+        raise Refusal(f"data.path={path} is no file; allowed: the path of a text in UTF-8, data.path=<file>")
+
+
 def _reachable(url: str, seconds: float = 0.5) -> bool:
     parts = urlsplit(url)
     try:

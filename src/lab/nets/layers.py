@@ -10,16 +10,16 @@ from torch import Generator, Tensor, nn
 from lab.random import uniform
 
 
-def _start(layer: nn.Module, draw: Generator, inputs: int) -> None:
+def _start(layer: nn.Module, draw: Generator, inputs: float) -> None:
     """Weights and biases uniform within ±1/√inputs, as PyTorch has them, in float64 on the CPU."""
     for name, parameter in layer.named_parameters():
         setattr(layer, name, nn.Parameter((2 * uniform(draw, *parameter.shape) - 1) / math.sqrt(inputs)))
 
 
-def linear(draw: Generator, inputs: int, outputs: int) -> nn.Linear:
-    """(..., inputs) → (..., outputs)"""
-    layer = nn.Linear(inputs, outputs, device="meta")
-    _start(layer, draw, inputs)
+def linear(draw: Generator, inputs: int, outputs: int, bias: bool = True, gain: float = 1.0) -> nn.Linear:
+    """(..., inputs) → (..., outputs); `gain` is by how much the weights are larger at the start."""
+    layer = nn.Linear(inputs, outputs, bias, device="meta")
+    _start(layer, draw, inputs / gain**2)
     return layer
 
 
