@@ -53,7 +53,6 @@ REFUSED = [
     (GNN, ["claims.mean_accuracy.net=means"], "claims.mean_accuracy.net=means is none of model.nets"),
     (GNN, ["claims.told_apart.net=gcn"], "claims.told_apart.net=gcn is no GIN"),
     (GNN, ["claims.oversmoothing.net=gin"], "claims.oversmoothing.net=gin is no GCN"),
-    (GNN, ["data.nodes=41"], "data.nodes=41 must be even"),
     (VAE, ["model.net.k=3"], "claims.importance_bounds.evidence=true needs model.net.k of 1 or 2, not 3"),
 ]
 
