@@ -91,7 +91,7 @@ def test_the_example_of_a_citation_network_is_the_labs_network(tmp_path: Path) -
     gnn.made_network(tmp_path)
     data, model = loop.instantiated(gnn.config(tmp_path, 3, 1))
     assert (data.n, data.d, data.classes, len(data.train), len(data.test)) == (3327, 3703, 6, 120, 1000)
-    example, [net] = gnn.Example(data), model.nets["gcn"]
+    example, [net] = gnn.Example(data), model.trained["gcn"]
     for ours, theirs in zip(net.convolutions, (example.first, example.second), strict=True):
         ours.lin.weight.data, ours.bias.data = theirs.lin.weight.data, theirs.bias.data
     from lab.models.node_classification import features
