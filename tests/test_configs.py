@@ -35,6 +35,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.write_bytes(
                 struct.pack(f">4B{content.ndim}I", 0, 0, 8, content.ndim, *content.shape) + content.tobytes()
             )
+    (root / "text.txt").write_text("the cat sat on the mat; the rat ran from the cat\n" * 600, encoding="utf-8")
     return root
 
 

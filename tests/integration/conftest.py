@@ -198,7 +198,7 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300}
+STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300, "transformer": 300}
 CHEAP = {
     "diffusion": [  # fewer draws to judge by: these runs are about training
         "data.batch_size=128",
@@ -207,7 +207,14 @@ CHEAP = {
         "claims.samples.repeats=2",
         "claims.sampler_order.coarsest=8",
         "pictures.levels.draws=256",
-    ]
+    ],
+    "transformer": [
+        "data.batch_size=16",
+        "data.context=32",
+        "claims.flops.context=32",
+        *(f"claims.{name}.sequences=64" for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")),
+        "pictures.in_context.sequences=256",
+    ],
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "transformer"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "transformer"]
 BLOCK = 50
 
 
