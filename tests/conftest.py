@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_matrix, random_array
 
 from lab import paths
 
@@ -17,3 +22,86 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(paths.CONF, copy)
     monkeypatch.setattr(paths, "CONF", copy)
     return copy
+
+
+class Pickled:
+    """Pickles as Python 2 wrote them for Planetoid, opcode by opcode."""
+
+    @staticmethod
+    def whole(body: bytes) -> bytes:
+        return b"\x80\x02" + body + b"."
+
+    @staticmethod
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    @staticmethod
+    def text(value: bytes) -> bytes:
+        return b"U" + struct.pack("<B", len(value)) + value
+
+    @classmethod
+    def array(cls, a: np.ndarray) -> bytes:
+        a = np.ascontiguousarray(a)
+        shape = b"".join(map(cls.number, a.shape)) + {1: b"\x85", 2: b"\x86"}[a.ndim]
+        dtype = b"cnumpy\ndtype\n" + cls.text(a.dtype.str[1:].encode()) + b"K\x00K\x01\x87R"
+        dtype += b"(K\x03" + cls.text(b"<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        content = b"T" + struct.pack("<i", a.nbytes) + a.tobytes()
+        made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + cls.text(b"b") + b"\x87R"
+        return made + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
+
+    @classmethod
+    def matrix(cls, m: csr_matrix) -> bytes:
+        shape = cls.text(b"_shape") + cls.number(m.shape[0]) + cls.number(m.shape[1]) + b"\x86"
+        parts = b"".join(cls.text(k.encode()) + cls.array(getattr(m, k)) for k in ("indptr", "indices", "data"))
+        head = cls.text(b"format") + cls.text(b"csr")
+        return b"cscipy.sparse.csr\ncsr_matrix\n)\x81}(" + head + shape + parts + b"ub"
+
+    @classmethod
+    def lists(cls, graph: dict[int, list[int]]) -> bytes:
+        entries = b"".join(
+            cls.number(k) + b"](" + b"".join(map(cls.number, others)) + b"e" for k, others in graph.items()
+        )
+        return b"ccollections\ndefaultdict\nc__builtin__\nlist\n\x85R(" + entries + b"u"
+
+
+@pytest.fixture(scope="session")
+def pickled() -> type[Pickled]:
+    return Pickled
+
+
+Planetoid = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def planetoid() -> Planetoid:
+    """Writes a small network in Planetoid's format below a data root; returns what went into it.
+
+    The test nodes are in random order and leave a number out, which is then a node without words or class.
+    """
+
+    def write(root: Path, source: str, d: int = 30, classes: int = 3, more: int = 8) -> dict[str, Any]:
+        random = np.random.default_rng(0)
+        told, known, tested = 2 * classes, 4 * classes + more, 9
+        numbers = known + random.permutation(np.delete(np.arange(tested + 1), 4))
+        n = known + tested + 1
+        words = random_array((n, d), density=0.2, rng=random, dtype=np.float32).tocsr()
+        words.data[:] = 1
+        words = csr_matrix(words)
+        kinds = np.concatenate([np.arange(told) % classes, random.integers(0, classes, n - told)])
+        one_hot = np.eye(classes, dtype=np.int32)[kinds]
+        graph: dict[int, list[int]] = {i: random.integers(0, n, 3).tolist() for i in range(n)}
+        graph[0] += [0, graph[0][0]]  # an edge to itself, and one twice
+        parts = {"x": words[:told], "allx": words[:known], "tx": words[numbers]}
+        arrays = {"y": one_hot[:told], "ally": one_hot[:known], "ty": one_hot[numbers]}
+        folder = root / {"cora": "Cora", "citeseer": "CiteSeer"}[source] / "raw"
+        folder.mkdir(parents=True, exist_ok=True)
+        bodies = {k: Pickled.matrix(m) for k, m in parts.items()} | {k: Pickled.array(a) for k, a in arrays.items()}
+        for name, body in (bodies | {"graph": Pickled.lists(graph)}).items():
+            (folder / f"ind.{source}.{name}").write_bytes(Pickled.whole(body))
+        (folder / f"ind.{source}.test.index").write_text("\n".join(map(str, numbers)) + "\n")
+        return {
+            "folder": folder, "words": words.toarray(), "kinds": kinds, "graph": graph, "told": told, "known": known,
+            "test": np.sort(numbers), "missing": known + 4,
+        }  # fmt: skip
+
+    return write

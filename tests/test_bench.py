@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "diffusion", "loop", "solvers", "startup", "sweep", "vae"):
+    for name in ("_common", "diffusion", "gnn", "loop", "solvers", "startup", "sweep", "vae"):
         sys.modules.pop(name, None)
 
 
@@ -66,7 +66,7 @@ def test_the_examples_loss_is_the_labs(tmp_path: Path) -> None:
     vae, loop = module("vae"), module("loop")
     vae.digits_as_mnist(tmp_path, 256, 128)
     example = vae.Example(tmp_path, "mnist")
-    data, model = loop.instantiated(vae.config(tmp_path, "mnist", 256, 1))
+    data, model = loop.instantiated(vae.config(tmp_path, "mnist", 2, "32-true"))
     layers = example.layers
     with torch.no_grad():
         for name in ("weight", "bias"):
@@ -83,6 +83,25 @@ def test_the_examples_loss_is_the_labs(tmp_path: Path) -> None:
     loss, _ = model.objective((held_out[: len(images)], 1.0, noise))
     torch.manual_seed(0)
     torch.testing.assert_close(loss, example.loss(images) / len(images))
+
+
+def test_the_example_of_a_citation_network_is_the_labs_network(tmp_path: Path) -> None:
+    """The same weights and nothing left out: the same logits, of words that are stored in two ways."""
+    gnn, loop = module("gnn"), module("loop")
+    gnn.made_network(tmp_path)
+    data, model = loop.instantiated(gnn.config(tmp_path, 3, 1))
+    assert (data.n, data.d, data.classes, len(data.train), len(data.test)) == (3327, 3703, 6, 120, 1000)
+    example, [net] = gnn.Example(data), model.nets["gcn"]
+    for ours, theirs in zip(net.convolutions, (example.first, example.second), strict=True):
+        ours.lin.weight.data, ours.bias.data = theirs.lin.weight.data, theirs.bias.data
+    from lab.models.node_classification import features
+    from lab.nets.graphs import Graph
+
+    logits = net(features(data.x, data.dtype), Graph(data.edges, data.n))
+    torch.testing.assert_close(logits, example.logits(training=False))
+    assert example.epochs(3) > 0
+    assert 0 < example.accuracy() < 1
+    assert len(gnn.lab_accuracies(gnn.config(tmp_path, 3, 2))) == 2
 
 
 def test_interleaved_runs_every_work_in_every_repeat() -> None:

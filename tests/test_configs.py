@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ CASES = [(name, control) for name in experiments() for control in (None, *source
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with files of every data set that is not shipped: the format of the real ones, random pixels."""
+def data_root(tmp_path_factory: pytest.TempPathFactory, planetoid: Any) -> Path:
+    """A data root with files of every data set that is not shipped: the format of the real ones, random content."""
     root = tmp_path_factory.mktemp("data")
     pixels = np.random.default_rng(0).integers(0, 256, (6000, 28, 28), dtype=np.uint8)
-    for known in SOURCES.values():
+    planetoid(root, "cora", d=1433, classes=7)
+    planetoid(root, "citeseer", d=3703, classes=6)
+    for known in (SOURCES[name] for name in SOURCES.keys() - {"cora", "citeseer"}):
         for name in known.files:
             path = root / known.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

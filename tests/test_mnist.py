@@ -109,7 +109,7 @@ def test_a_download_that_fails_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_data_set_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"allowed: mnist, fashion_mnist, did you mean 'mnist'\?"):
+    with pytest.raises(Refusal, match=r"allowed: mnist, fashion_mnist, cora, citeseer, did you mean 'mnist'\?"):
         sources.require("mnits", tmp_path)
 
 

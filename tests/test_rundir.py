@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab import rundir
 from lab.errors import Refusal
+from lab.machine import device_kind
 from lab.rundir import RunDir, sealed, write_atomically
 
 
@@ -102,6 +103,18 @@ def test_another_config_is_refused(run: RunDir, other: dict[str, object], said: 
         run.freeze(config(**other), [])
     assert said in str(refusal.value)
     assert f"run_dir={run.path} holds another run" in str(refusal.value)
+
+
+def test_an_accelerator_is_compared_as_what_it_means_here(run: RunDir) -> None:
+    means = device_kind("auto")
+    other = "mps" if means != "mps" else "cpu"
+    run.freeze(config(trainer={"accelerator": "auto"}), [])
+    with pytest.raises(Refusal, match=f"trainer.accelerator is auto there and {other} here"):
+        run.freeze(config(trainer={"accelerator": other}), [])
+    assert run.freeze(config(trainer={"accelerator": means}), [])
+    assert run.read_config().trainer.accelerator == means, "once it was said it stays"
+    assert run.freeze(config(trainer={"accelerator": "auto"}), [])
+    assert run.read_config().trainer.accelerator == means
 
 
 def test_a_run_is_finished_when_its_verdict_is_there(run: RunDir) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -10,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from lab import compose, paths
 from lab.cli.sweep import main
 from lab.errors import Refusal
+from lab.sweep import plan
 from lab.sweep.search import Search, _Trials, corners, space_of
 
 
@@ -82,13 +85,28 @@ def test_proposals_depend_on_the_number_of_the_trial_alone() -> None:
     assert len({draw(number) for number in range(5)}) == 5
 
 
-@pytest.mark.parametrize("path", sorted((paths.CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
-def test_ready_search_spaces_compose(path: object) -> None:
-    name = {
-        "step_size": "linear_regression",
-        "bottleneck": "pca_autoencoder",
-        "over_relaxation": "sinkhorn_ot",
-    }[path.stem]  # type: ignore[attr-defined]
-    cfg, hydra = compose.compose_with_hydra([f"experiment={name}", f"sweep={path.stem}"])  # type: ignore[attr-defined]
+READY = {
+    path.stem: re.search(rf"-m experiment=(\w+) sweep={path.stem}\n", path.read_text())[1]  # type: ignore[index]
+    for path in sorted((paths.CONF / "sweep").glob("*.yaml"))
+}
+"""Search space → its experiment, as the file's own command says."""
+
+
+@pytest.mark.parametrize(("sweep", "experiment"), READY.items(), ids=READY)
+def test_a_ready_search_space_composes_and_predicts_an_optimum(sweep: str, experiment: str) -> None:
+    cfg, hydra = compose.compose_with_hydra([f"experiment={experiment}", f"sweep={sweep}"])
     assert cfg.objective.split("/")[1] in cfg.claims
+    assert hydra.sweeper.optimum
     assert set(hydra.sweeper.optimum) <= set(hydra.sweeper.params)
+    assert hydra.sweeper.because
+    assert f"| `lab -m experiment={experiment} sweep={sweep}` |" in Path("docs/sweeps.md").read_text()
+    texts = plan.with_params([f"experiment={experiment}", f"sweep={sweep}"], hydra)
+    if hydra.runtime.choices["hydra/sweeper"] == "optuna":
+        assert space_of(texts)[0].keys() == set(hydra.sweeper.optimum)
+    else:
+        assert {key for point in plan.grid(texts) for key in point.values} == set(hydra.sweeper.optimum)
+
+
+def test_every_experiment_has_a_ready_search_space() -> None:
+    variants = {name for name in compose.experiments() if len(compose.lineage(name)) > 1}
+    assert sorted(READY.values()) == sorted(set(compose.experiments()) - variants)

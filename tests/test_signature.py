@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union, get_args
 
 import pytest
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from lab.errors import Refusal
 from lab.signature import UNKNOWN, Opaque, Signature, attribute, docstring, first_docstring_line, signature
@@ -136,6 +136,26 @@ def test_alias_defined_elsewhere(package: Make) -> None:
     source = "from PKG.types import Mode\nclass C:\n    def __init__(self, mode: Mode | None = None): ..."
     name = package(m=source, types="from typing import Literal\nMode = Literal['a', 'b']")
     assert set(get_args(signature(f"{name}.m.C").parameters["mode"].annotation)) == {Literal["a", "b"], type(None)}
+
+
+@pytest.mark.parametrize(
+    ("alias", "expected"),
+    [
+        ("Annotated[list[float], MinLen(1)]", Annotated[list[float], MinLen(1)]),
+        ("Sequence[int]", list[int]),
+        ("Union[int, str]", int | str),
+    ],
+)
+def test_alias_of_a_class_with_brackets(package: Make, alias: str, expected: object) -> None:
+    source = f"""
+        from collections.abc import Sequence
+        from typing import Annotated, Union
+        from annotated_types import MinLen
+        Alias = {alias}
+        class C:
+            def __init__(self, a: Alias): ...
+    """
+    assert read(package, source).parameters["a"].annotation == expected
 
 
 def test_reexports_are_followed(package: Make) -> None:

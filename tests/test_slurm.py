@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 from lab import provenance
 from lab.__main__ import dispatch
 from lab.compose import compose
-from lab.errors import Refusal
+from lab.errors import CRASHED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
 from lab.sweep import queue, results
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
@@ -247,6 +252,40 @@ def test_the_controller() -> None:
 )
 def test_states(job: Job, live: bool, why: str) -> None:
     assert (job.live, job.why) == (live, why)
+
+
+# ---------------------------------------------------------------------------------------------------------------- task
+
+
+def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
+    """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
+    stand_in("squeue", "exit 0")
+    submit("trainer.max_steps=100000", "logger=none", "hydra.launcher.dry_run=true")
+    stand_in("scontrol", 'echo "$@" >> asked; exit 1')
+    console = Path("s/run/console.log")
+
+    def start(restarts: int) -> int:
+        job = Path("s/run/slurm_job")
+        job.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lab.sweep.task", "s", "s/job-0.points"],
+            env=os.environ
+            | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": str(restarts)},
+        )
+        while not job.exists():
+            assert process.poll() is None, console.read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        return process.wait(60)
+
+    assert [start(0), start(1)] == [128 + signal.SIGTERM] * 2
+    assert console.read_text().count("job 7_0 queues again") == 2
+    assert start(2) == CRASHED
+    assert Path("asked").read_text() == "requeue 7_0\n" * 2
+    assert console.read_text().endswith("lab: given up: 3 starts in a row saved no step\n")
+    row = results.row("run", {}, Path("s/run"), None)
+    assert (row.state, row.reason) == ("failed", "given up: 3 starts in a row saved no step")
+    assert start(0) == 128 + signal.SIGTERM, "submitted again it has three starts again"
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

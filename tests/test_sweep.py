@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from lab import compose
 from lab.claim import Judged, Verdict
+from lab.cli.sweep import main
 from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
 from lab.sweep import plan, results
@@ -47,12 +48,70 @@ def test_a_group_is_swept_as_well() -> None:
         ("model.net.kk=2,4", "unknown key model.net.kk=2, did you mean 'model.net.k'?"),
         ("model.optimizer.lr=interval(0.1,1)", "is an interval, which a grid cannot run through"),
         ("run_dir=a,b", "a sweep sets run_dir for each of its runs"),
+        ("seed=range(0)", "seed=range(0) has no value to run"),
+        ("seed=range(3,1)", "seed=range(3,1) has no value to run"),
+        ("seed=range(0,3,0)", "a range whose step is 0 has no end"),
+        ("k=glob(*)", "k=glob(*) is not allowed: glob chooses among the files of a config group"),
+        ("seed=1,1", "seed=1,1 gives one run twice: seed=1"),
+        ("model.optimizer.lr=0.1,1e-1", "gives one run twice: model.optimizer.lr=0.1"),
     ],
 )
 def test_every_point_is_checked_before_the_first_one_starts(text: str, said: str) -> None:
     with pytest.raises(Refusal, match=None) as refused:
         plan.grid([*PCA, text])
     assert said in str(refused.value)
+
+
+def test_a_key_that_is_swept_is_given_once() -> None:
+    for texts in (["seed=choice(1,2)", "seed=4"], ["seed=4", "++seed=1,2"], ["seed=1,2", "seed=1,2"]):
+        with pytest.raises(Refusal, match="seed is given twice: "):
+            plan.grid([*PCA, *texts])
+    assert plan.grid([*PCA, "k=2,4", "seed=4", "seed=5"])[0].cfg.seed == 5
+
+
+def test_a_glob_chooses_among_files() -> None:
+    points = plan.grid(["experiment=glob(pca_autoencoder*,exclude=*mnist)", "logger=none"])
+    assert [point.cfg.name for point in points] == ["pca_autoencoder"]
+
+
+@pytest.mark.parametrize("search", [[], ["hydra/sweeper=optuna"]], ids=["grid", "search"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hydra.sweep.dir=/proc/x/y", "hydra.sweep.dir=/proc/x/y cannot be written"),
+        ("hydra.sweep.dir=/etc/passwd/x", "hydra.sweep.dir=/etc/passwd/x is not allowed: /etc/passwd is not a folder"),
+        ("hydra.sweep.dir=/etc/passwd", "hydra.sweep.dir=/etc/passwd is not allowed: /etc/passwd is not a folder"),
+        ("hydra.sweep.dir=", "hydra.sweep.dir= is not allowed: a folder, or auto"),
+        ("hydra.sweep.dir=a,b", "a sweep has one hydra.sweep.dir"),
+        ("hydra.launcher.n_jobs=1,2", "a sweep has one hydra.launcher.n_jobs"),
+        ("sweep=bottleneck,step_size", "a sweep has one sweep"),
+        ("hydra.sweeper.max_batch_size=2", "unknown key hydra.sweeper.max_batch_size=2"),
+        ("hydra.sweep.subdir=x", "changes nothing in a sweep; of Hydra's keys it reads hydra/launcher, hydra/sweeper"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true changes nothing in a sweep"),
+        ("hydra.verbose=true", "hydra.verbose=true changes nothing in a sweep"),
+        ("hydra.run.dir=x", "hydra.run.dir=x changes nothing in a sweep"),
+        ("hydra/job_logging=default", "hydra/job_logging=default changes nothing in a sweep"),
+        ("hydra.launcher=slurm", "did you mean 'hydra/launcher'"),
+        ("hydra.sweeper.optimum.k=3", "hydra.sweeper.optimum.k is not swept; swept: seed"),
+    ],
+)
+def test_what_a_sweep_would_ignore_or_cannot_write_is_refused(
+    search: list[str], text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal) as refused:
+        main([*PCA, "seed=0,1", *search, text])
+    assert said in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_accelerator_left_open_is_no_other_sweep(tmp_path: Path) -> None:
+    open_, settled = [*PCA, "seed=0,1"], [*PCA, "seed=0,1", "trainer.accelerator=cpu"]
+    for i, (first, second) in enumerate([(open_, settled), (settled, open_)]):
+        plan.Sweep(tmp_path / str(i), "pca_autoencoder", (), None).add(plan.grid(first))
+        plan.Sweep(tmp_path / str(i), "pca_autoencoder", (), None).add(plan.grid(second))
+        with pytest.raises(Refusal, match="holds another sweep"):
+            plan.Sweep(tmp_path / str(i), "pca_autoencoder", (), None).add(plan.grid([*second, "k=4"]))
 
 
 def test_a_folder_is_named_by_what_the_sweep_is(tmp_path: Path) -> None:

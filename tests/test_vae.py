@@ -21,7 +21,7 @@ from lab.data.digits import CentredImages, Digits, Images
 from lab.errors import Refusal
 from lab.models import vae as model
 from lab.models.vae import VAE
-from lab.nets.likelihoods import Bernoulli, Gaussian
+from lab.nets.likelihoods import Bernoulli, Gaussian, softplus
 from lab.nets.vae import MLPVAE, LinearVAE
 from lab.theory import importance, pca, ppca
 
@@ -148,6 +148,21 @@ def test_the_gaussian_likelihood_is_a_normal_law() -> None:
     assert float(width) == pytest.approx(2.5**0.5)
     close(likelihood(image, output), Normal(output, width).log_prob(image).sum(-1))
     close(likelihood.mean(output), output)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-23), (torch.float64, 2**-52)])
+def test_softplus_is_right_to_rounding_however_large_its_argument(dtype: torch.dtype, unit: float) -> None:
+    x = torch.tensor([-1000.0, -90, -20, -1e-3, 0, 1e-3, 3, 20, 90, 1000], dtype=dtype)
+    exact = torch.nn.functional.softplus(x.double(), threshold=1e4)
+    assert ((softplus(x) - exact).abs() <= 2 * unit * exact.clamp(min=1)).all()
+    x.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(softplus(x).sum(), x)[0], x.detach().sigmoid())
+
+
+def test_softplus_has_the_derivatives_of_its_values() -> None:
+    x = normal(20, seed=4).requires_grad_()
+    assert torch.autograd.gradcheck(softplus, (x,))
+    assert torch.autograd.gradgradcheck(softplus, (x,))
 
 
 def test_the_bernoulli_likelihood_is_a_law_of_binary_pixels() -> None:

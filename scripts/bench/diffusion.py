@@ -53,7 +53,7 @@ def config(root: Path, source: str, steps: int) -> Any:
 def peer() -> Any:
     """A `UNet2DModel` as a velocity (x (n, d), λ (n,)) → (n, d)."""
     import torch
-    from diffusers import UNet2DModel  # type: ignore[import-not-found]
+    from diffusers import UNet2DModel
 
     class Peer(torch.nn.Module):
         d = 784
@@ -239,8 +239,9 @@ def samplers(options: argparse.Namespace) -> dict[str, Any]:
     n, repeats, steps = (50, 1, 20) if options.quick else (1000, 6, 1500)
     cfg = loop.frozen(["experiment=diffusion"], steps, 50)
     data, model = loop.instantiated(cfg)
+    weights = loop.lab(cfg).weights
     with torch.no_grad():
-        for parameter, value in zip(model.parameters(), loop.lab(cfg).weights, strict=True):
+        for parameter, value in zip(model.parameters(), weights, strict=True):
             parameter.copy_(value)
     model.schedule = Cosine(model.schedule.least, model.schedule.most)
 

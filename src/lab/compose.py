@@ -308,13 +308,14 @@ def _groups() -> list[str]:
     return sorted(str(folder) for folder in folders if not folder.name.startswith((".", "_")))
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """The names of the files in a config group."""
     return sorted(path.stem for path in (paths.CONF / group).glob("*.yaml"))
 
 
 def _check_option(group: str, override: Override) -> None:
     """Refuse several options, or one without a file, before Hydra merges the ones or says the other on many lines."""
-    allowed = _options(group)
+    allowed = options(group)
     if not override.is_discrete_sweep() and isinstance(override.value(), list):
         raise Refusal(f"{override.input_line} is not allowed: a run has one {group}; allowed: {', '.join(allowed)}")
     for value in _values(override):
@@ -369,7 +370,7 @@ def _line(error: BaseException) -> str:
         return _yaml_refusal(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        allowed = list(error.options or _options(group))
+        allowed = list(error.options or options(group))
         return f"{group}={option} does not exist; allowed: {', '.join(allowed)}{nearest(option, allowed)}"
     cause = error.__cause__
     if undone := re.match(r"Could not delete from config. '([^']+)' does not exist", str(error)):
@@ -380,7 +381,7 @@ def _line(error: BaseException) -> str:
         group = unchosen[1]
         return (
             f"{group}=??? is missing: the defaults of the experiment choose one with '- override /{group}: <name>'; "
-            f"allowed: {', '.join(_options(group))}"
+            f"allowed: {', '.join(options(group))}"
         )
     if isinstance(error, UnicodeDecodeError):
         return f"{_relative(_undecodable())} is not UTF-8 text: {error.reason} at byte {error.start}"

@@ -73,15 +73,15 @@ def _execute(run: RunDir, checkpoint: Path | None, cfg: DictConfig, lock: int, *
 
 
 @contextlib.contextmanager
-def refuse_full_disk(path: Path) -> Iterator[None]:
-    """Say a full disk or an unwritable folder in one line; what was written before it stays."""
+def refuse_full_disk(path: Path, key: str = "run_dir") -> Iterator[None]:
+    """Say a full disk or an unwritable folder, which `key` names, in one line; what was written before it stays."""
     try:
         yield
     except OSError as error:
-        where = f"run_dir={path}"
+        where = f"{key}={path}"
         file = error.filename if isinstance(error.filename, str) else ""
         if file and not Path(file).absolute().is_relative_to(path.absolute()):
-            where = f"{file}, while running run_dir={path}"
+            where = f"{file}, while running {where}"
         if error.errno in FULL_DISK:
             raise Refusal(
                 f"{where}: no space left ({error.strerror}); what is saved in the run directory stays whole: "

@@ -43,12 +43,18 @@ def check_machine(cfg: DictConfig, *, nodes: int = 1, elsewhere: bool = False) -
         if config["threads"] > cores:
             raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
     _check_batches("data", config["data"], world_size(cfg), getattr(Part(config["data"]), "n", None))
-    _check_output(config.get("run_dir"))
+    run_dir = config.get("run_dir")
+    shown = f"run_dir={run_dir}" if run_dir else "run_dir=null (outputs/<experiment>/<id>)"
+    check_output(shown, run_dir or paths.OUTPUTS)
 
 
 def accelerator(cfg: DictConfig) -> Literal["cpu", "cuda", "mps"]:
     """The kind of device that `trainer.accelerator` means here; `auto` is CUDA where there is such a device."""
-    chosen = cfg.trainer.get("accelerator", "auto")
+    return device_kind(cfg.trainer.get("accelerator", "auto"))
+
+
+def device_kind(chosen: Any) -> Any:
+    """The kind of device that a value of `trainer.accelerator` means here."""
     if chosen == "auto":
         return "cuda" if visible_gpus() else "cpu"
     if chosen == "gpu":
@@ -185,12 +191,14 @@ def _check_files(data: dict[str, Any]) -> None:
 _LEAST_FREE = 50 * 2**20
 
 
-def _check_output(run_dir: str | None) -> None:
-    """Refuse unless a run directory can be made and written; leaves nothing behind."""
-    named = "run_dir" if run_dir else "run_dir=null (outputs/<experiment>/<id>)"
-    folder = Path(run_dir) if run_dir else paths.OUTPUTS
-    shown = f"{named}={run_dir}" if run_dir else named
-    existing = folder.absolute()
+def check_output(shown: str, folder: Path | str) -> None:
+    """Refuse unless a folder can be made and written; leaves nothing behind.
+
+    Args:
+        shown: what the user said, such as `run_dir=<path>`.
+        folder: need not exist.
+    """
+    existing = Path(folder).absolute()
     try:
         while not existing.exists() and not existing.is_symlink():
             existing = existing.parent

@@ -122,6 +122,8 @@ def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, c
         enable_model_summary=False,
         **options,
     )
+    # what `deterministic` brings along is a help to find reads of memory that nobody wrote, at a write of every tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Checkpoints handles signals; Lightning would put its own handler in front, which runs a collective in mid-step
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lab.errors import Refusal
+from lab.machine import device_kind
 
 MEETING = "LAB_RANKS_MEET_AT"
 """The environment variable that names the file through which the ranks of one start find each other."""
@@ -29,6 +30,7 @@ FIGURE = "figure"
 """The name, without suffix, of the picture of theory against measurement in a run directory."""
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
+_KIND = "trainer.accelerator"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -73,7 +75,11 @@ class RunDir:
         return cls(Path(cfg.run_dir) if cfg.run_dir is not None else outputs / cfg.name / cfg.id)
 
     def freeze(self, cfg: DictConfig, overrides: list[str]) -> bool:
-        """Write the resolved config, or compare with the one that is there. True if the run existed already."""
+        """Write the resolved config, or compare with the one that is there. True if the run existed already.
+
+        `trainer.accelerator=auto` is compared as what it means on this machine: SLURM's launcher says it outright, so a
+        run may begin there and go on here, or the reverse. Once it was said it stays.
+        """
         if not self.exists:
             frozen = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(frozen, dict)
@@ -81,6 +87,9 @@ class RunDir:
             write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(frozen | {"run_dir": None})))
             return False
         there, here = (flat(OmegaConf.to_container(c, resolve=True)) for c in (self.read_config(), cfg))
+        left_open, said = there.get(_KIND, "auto") == "auto", here.get(_KIND, "auto")
+        if agreed := device_kind(there.get(_KIND, "auto")) == device_kind(said):
+            there[_KIND] = here[_KIND] = said
         absent = object()
         differing = sorted(
             (
@@ -98,6 +107,10 @@ class RunDir:
                 f"{here.get(key, 'absent')} here{more}; use the overrides of the first start (in "
                 f"{self.overrides}) or another run_dir"
             )
+        if agreed and left_open and said != "auto":
+            config = self.read_config()
+            OmegaConf.update(config, _KIND, said, force_add=True)
+            write_atomically(self.config, OmegaConf.to_yaml(config))
         return True
 
     @property

@@ -14,6 +14,9 @@ NonNegativeInt = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Rate = Annotated[float, Ge(0), Lt(1)]
+"""A share that is left out; not all of it."""
 Scale = Annotated[float, Ge(1e-12), Le(1e12)]
 """A length or a variance whose squares and ratios float64 still tells apart from 0 and ∞."""
 NonEmptyStr = Annotated[str, MinLen(1)]

@@ -198,7 +198,15 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300, "transformer": 300}
+STEPS = {
+    "pca_autoencoder": 800,
+    "linear_regression": 400,
+    "vae": 300,
+    "diffusion": 300,
+    "sinkhorn_ot": 300,
+    "gnn": 300,
+    "transformer": 300,
+}
 CHEAP = {
     "diffusion": [  # fewer draws to judge by: these runs are about training
         "data.batch_size=128",
@@ -207,6 +215,18 @@ CHEAP = {
         "claims.samples.repeats=2",
         "claims.sampler_order.coarsest=8",
         "pictures.levels.draws=256",
+    ],
+    "sinkhorn_ot": ["data.batch_size=2", "data.points=24", "data.support=12", "data.grid=60"],
+    "gnn": [
+        "data.batch_size=16",
+        *(
+            f"claims.{name}.graphs=100"
+            for name in ("feature_accuracy", "mean_accuracy", "accuracy_by_degree", "graph_helps")
+        ),
+        "claims.graphs_told_apart.most=4",
+        "claims.oversmoothing.graphs=2",
+        "pictures.homophily.graphs=20",
+        "pictures.karate.steps=20",
     ],
     "transformer": [
         "data.batch_size=16",

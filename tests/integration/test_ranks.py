@@ -27,11 +27,27 @@ from lab.errors import REFUSED, Refusal
 from lab.rundir import RunDir
 
 EPSILON = {"32-true": 2.0**-23, "64-true": 2.0**-52}
-ALLOWED = {"pca_autoencoder": 32, "linear_regression": 32, "vae": 256, "diffusion": 256, "transformer": 256}
+ALLOWED = {
+    "pca_autoencoder": 32,
+    "linear_regression": 32,
+    "vae": 256,
+    "diffusion": 256,
+    "sinkhorn_ot": 256,
+    "gnn": 256,
+    "transformer": 256,
+}
 MINIBATCH = ["data.batch_size=64"]
 AT_SCALE = ["model.accumulate=3", "model.clip=50", "model.ema=0.99"]
 """How a model that is larger than its device is trained; the gradients of vae are longer than 50 and shorter."""
-DEFAULT = {name: "64-true" if name == "linear_regression" else "32-true" for name in ALLOWED}
+DEFAULT = {
+    "pca_autoencoder": "32-true",
+    "linear_regression": "64-true",
+    "vae": "32-true",
+    "diffusion": "32-true",
+    "sinkhorn_ot": "32-true",
+    "gnn": "32-true",
+    "transformer": "32-true",
+}
 
 
 def distance(run: Any, other: Any) -> dict[str, float]:
@@ -56,8 +72,14 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("vae", "32-true", [*MINIBATCH, *AT_SCALE]),
         ("diffusion", "32-true", []),
         ("diffusion", "64-true", []),
+        ("sinkhorn_ot", "32-true", []),
+        ("sinkhorn_ot", "64-true", ["model.inner.method=log"]),  # the other one begins in float32
+        ("gnn", "32-true", []),
+        ("gnn", "64-true", []),
+        ("gnn", "32-true", AT_SCALE),
         ("transformer", "32-true", []),
         ("transformer", "64-true", []),
+        ("transformer", "32-true", AT_SCALE),
     ],
 )
 def test_two_ranks_train_what_one_does(

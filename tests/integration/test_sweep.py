@@ -130,6 +130,72 @@ def test_two_hundred_jobs_survive_kills_of_children_and_of_the_parent(tmp_path: 
     assert not list((tmp_path / "sweep").glob("**/*.tmp"))
 
 
+def test_what_slurm_may_still_have_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that is frozen for SLURM goes on here, and the reverse, but never what may still be queued."""
+    answer = tmp_path / "bin" / "squeue"
+    answer.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{answer.parent}{os.pathsep}{os.environ['PATH']}")
+    script = tmp_path / "sweep" / "job-0.sbatch"
+
+    def run(*overrides: str) -> tuple[int, str]:
+        process = start(tmp_path, "seed=0,1,2", "trainer.accelerator=auto", *overrides)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+    def squeue(said: str) -> None:
+        answer.write_text(f"#!/bin/sh\n{said}\n")
+        answer.chmod(0o755)
+
+    squeue("exit 0")
+    code, output = run("hydra/launcher=slurm", "hydra.launcher.dry_run=true")
+    assert code == 0, output
+    squeue("echo 'squeue: error: x\nsqueue: error: Unable to contact slurm controller' >&2; exit 1")
+    code, output = run()
+    assert code == 2, output
+    assert "may still be queued, and SLURM does not say (squeue: error: Unable to contact slurm controller)" in output
+    assert f"remove {script.parent}/job-*.sbatch" in output
+    assert not list((tmp_path / "sweep").glob("*/console.log"))
+
+    squeue(f"echo '7|1|PENDING|Priority|{script}'")
+    code, output = run()
+    assert code == 0, output
+    assert f"1 runs are queued or running in SLURM and left to it; lab cancel {script.parent} takes them off" in output
+    assert [row["state"] for row in rows(tmp_path)] == ["done", "queued", "done"]
+
+    squeue("exit 0")
+    assert run()[0] == 0
+    assert [row["state"] for row in rows(tmp_path)] == ["done"] * 3
+
+    squeue("exit 1")  # where nothing is left to run only the table asks
+    code, output = run()
+    assert code == 0, output
+    assert "squeue: exit code 1: the table shows what the run directories say" in output
+
+    squeue("exit 0")
+    (tmp_path / "sweep/seed=1/verdict.json").unlink()
+    frozen = tmp_path / "sweep/seed=1/config.yaml"
+    frozen.write_text(frozen.read_text().replace("accelerator: cpu", "accelerator: auto"))
+    code, output = run("hydra/launcher=slurm", "hydra.launcher.dry_run=true")
+    assert code == 0, output
+    assert "1 runs, not submitted" in output
+    assert "accelerator: cpu" in frozen.read_text(), "no node decides for itself"
+
+
+def test_a_search_does_not_try_again_what_slurm_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, script = tmp_path / "bin", tmp_path / "sweep" / "job-0.sbatch"
+    folder.mkdir()
+    script.parent.mkdir()
+    script.write_text("")
+    script.with_suffix(".points").write_text("trial-0000\n")
+    (folder / "squeue").write_text(f"#!/bin/sh\necho '7|0|RUNNING|None|{script}'\n")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    process = start(tmp_path, "hydra/sweeper=optuna", "model.net.k=int(interval(1,16))")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert f"lab: trial-0000 of {script.parent} are queued or running in SLURM: wait for them with" in output
+
+
 def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     search = ["hydra/sweeper=optuna", "model.net.k=int(interval(1,16))", "hydra.sweeper.n_trials=6"]
     process = start(tmp_path, *search)

@@ -133,15 +133,16 @@ def sinkhorn(
         loop = Loop(cost, max_iterations, relaxations)
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
+            if loop.left == 1 and not last:
+                continue
             goal = tolerance if last else max(tolerance, COARSE)
             logarithmic = LogDomain(*problem, level, f, g)
-            if method == "log":
+            if method == "log" or (bool(hot.any()) and loop.left == 1):
                 loop.run(logarithmic, goal, last)
                 f, g = logarithmic.potentials
                 continue
             if bool(hot.any()):  # one step in the log domain makes every row and column a sum of size 1
-                logarithmic.rows(hot.to(cost).unsqueeze(-1))
-                logarithmic.columns(hot.to(cost).unsqueeze(-1))
+                loop.step(logarithmic, hot)
                 f, g = logarithmic.potentials
             scaling = Scaling(*problem, level, f, g)
             if cost.dtype == torch.float64:
@@ -244,6 +245,14 @@ class Loop:
             if running:
                 iteration.columns(weight)
         self.left -= made
+
+    def step(self, iteration: Iteration, which: Tensor) -> None:
+        """One plain step of the problems named, (...), whose error nobody asks for."""
+        weight = which.to(self.cost).unsqueeze(-1)
+        iteration.rows(weight)
+        iteration.columns(weight)
+        self.left -= 1
+        self.made = [made + int(one) for made, one in zip(self.made, which.flatten().tolist(), strict=True)]
 
     def _tensor(self, omega: list[float]) -> Tensor:
         return torch.tensor(omega, dtype=self.cost.dtype, device=self.cost.device).reshape(*self.cost.shape[:-2], 1)

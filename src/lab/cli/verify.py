@@ -85,9 +85,17 @@ def _jobs(names: list[str], given: Any, folder: Path) -> Iterator[Any]:
                 overrides = [f"experiment={name}", f"seed={seed}", "logger=none", f"run_dir={place}", *given.more]
                 if control is not None:
                     overrides += [f"control={control}", *controls[control].overrides]
+                    overrides += _without_the_rest(first, control)
                 cfg = compose.compose(overrides)
                 check.check(cfg)
                 yield Job(cfg, overrides, place / "console.log")
+
+
+def _without_the_rest(cfg: Any, control: str) -> Iterator[str]:
+    """Overrides that take out what a control says nothing about; to judge that can cost more than to train."""
+    yield from (f"~claims.{name}" for name in cfg.claims if name not in cfg.controls[control].refutes)
+    yield from (f"~controls.{name}" for name in cfg.controls if name != control)
+    yield from (f"~pictures.{name}" for name in cfg.get("pictures", {}))
 
 
 def _without_files(names: list[str]) -> Iterator[str]:

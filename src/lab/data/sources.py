@@ -13,7 +13,7 @@ from lab.errors import Refusal, nearest
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one data set below the data root, in the layout its torchvision class reads."""
+    """Files of one data set below the data root, in the layout its torchvision or PyTorch Geometric class reads."""
 
     title: str
     folder: str
@@ -34,6 +34,15 @@ SOURCES = {
         ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
+    **{
+        name: Source(
+            title,
+            f"{title}/raw",
+            tuple(f"ind.{name}.{part}" for part in ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")),
+            "https://github.com/kimiyoung/planetoid/raw/master/data/",
+        )
+        for name, title in (("cora", "Cora"), ("citeseer", "CiteSeer"))
+    },
 }
 
 

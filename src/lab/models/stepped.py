@@ -107,6 +107,10 @@ class SteppedModule(LightningModule):
         Of a logged tensor with several elements the mean is logged.
         """
 
+    def groups(self) -> Iterable[Any]:
+        """What the optimiser is given: all parameters, or groups of them with settings of their own."""
+        return self.parameters()
+
     def after_step(self, step: int) -> None:
         """Called after the optimiser step number `step` (counted from 0)."""
 
@@ -188,7 +192,7 @@ class SteppedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over all parameters, with its schedule where there is one."""
-        optimizer = _made("model.optimizer", self._make_optimizer, self.parameters())
+        optimizer = _made("model.optimizer", self._make_optimizer, self.groups())
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": _made("model.scheduler", self._make_scheduler, optimizer)}

@@ -63,3 +63,16 @@ class AffineMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) → (..., d)"""
         return x @ self.matrix.mT + self.shift
+
+
+class Histograms(nn.Module):
+    """`count` distributions over `bins` places, α = softmax(logits), even at the start."""
+
+    def __init__(self, count: PositiveInt, bins: PositiveInt) -> None:
+        super().__init__()
+        self.count, self.bins = count, bins
+        self.logits = nn.Parameter(torch.zeros(count, bins))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(r,) → (r, bins)"""
+        return self.logits[rows].softmax(-1)

@@ -223,6 +223,10 @@ def _member(module: Module, name: str, seen: frozenset[tuple[str, str]] = frozen
     return _resolve(module, name, seen) or (Definition(submodule) if submodule else None)
 
 
+_GENERIC_FORMS = {"typing", "typing_extensions", "_collections_abc"}
+"""Modules of classes such as Annotated and Sequence: with brackets they are an annotation, no class to look into."""
+
+
 def expression(module: Module, node: ast.expr, seen: frozenset[tuple[str, str]] = frozenset()) -> Definition | None:
     """What a dotted expression such as `nn.Module` or `Base[T]` refers to."""
     match node:
@@ -233,7 +237,8 @@ def expression(module: Module, node: ast.expr, seen: frozenset[tuple[str, str]] 
             return _attribute(owner, attr) if owner else None
         case ast.Subscript(value=value):
             found = expression(module, value, seen)
-            return found if found and isinstance(found.node, ast.ClassDef) else None
+            of_class = found and isinstance(found.node, ast.ClassDef) and found.module.name not in _GENERIC_FORMS
+            return found if of_class else None
     return None
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
 from lab.machine import check_machine, usable_cores, visible_gpus
+from lab.sweep import queue
 from lab.sweep.plan import Point, Sweep
 from lab.types import PositiveInt
 from lab.warm import Job, run_jobs
@@ -91,6 +92,12 @@ class Local:
 
     def run(self, sweep: Sweep, points: list[Point]) -> int:
         """Execute the points; returns the sweep's exit code."""
+        if queued := queue.live(sweep.path):
+            points = [point for point in points if point.name not in queued]
+            way_out = f"lab cancel {sweep.path} takes them off"
+            print(f"{len(queued)} runs are queued or running in SLURM and left to it; {way_out}", file=sys.stderr)
+        if not points:
+            return HOLDS
         jobs = {Job(point.cfg, point.overrides, sweep.folder(point) / CONSOLE): point for point in points}
         progress = Progress(len(sweep.points), self.slots, len(sweep.points) - len(points))
         try:

@@ -6,17 +6,21 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lab import compose, paths
 from lab.check import check_config, check_run
 from lab.errors import Refusal
+from lab.machine import check_output
 from lab.rundir import write_atomically
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 RECORD = "sweep.json"
 LONGEST_NAME = 120
@@ -53,13 +57,17 @@ class Sweep:
     def folder(self, point: Point) -> Path:
         return self.path / point.name
 
+    def place(self, point: Point) -> None:
+        """Tell the point where its run directory is."""
+        OmegaConf.update(point.cfg, "run_dir", str(self.folder(point)))
+
     def add(self, points: Sequence[Point]) -> None:
         """Take points in and write them down; refuses a folder that holds another point under the same name."""
         record = read_record(self.path) if (self.path / RECORD).exists() else None
         known = {entry["name"]: entry for entry in record["points"]} if record else {}
         for point in points:
             there = known.get(point.name)
-            if there is not None and there["digest"] != point.digest:
+            if there is not None and there["digest"] != point.digest and there["digest"] not in _elsewhere(point.cfg):
                 raise Refusal(
                     f"hydra.sweep.dir={self.path} holds another sweep: its {point.name} has another config; choose "
                     "another folder, or remove this one"
@@ -67,7 +75,7 @@ class Sweep:
             known[point.name] = {"name": point.name, "values": point.values, "digest": point.digest}
             if "wandb" in point.cfg.logger and point.cfg.logger.wandb.get("group") is None:
                 OmegaConf.update(point.cfg, "logger.wandb.group", f"sweep-{self.path.name}", force_add=True)
-            OmegaConf.update(point.cfg, "run_dir", str(self.folder(point)))
+            self.place(point)
         self.points += points
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
@@ -101,18 +109,37 @@ def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:
 
 def grid(texts: Sequence[str]) -> list[Point]:
     """Every combination of the values that the overrides give, composed and checked before the first one starts."""
+    require_one_each(texts)
     choices = {text: list(choices_of(text)) for text in texts}
     swept = [text for text in choices if compose.parse(text).is_sweep_override()]
     composer = Composer()
-    points = []
+    points: dict[str, Point] = {}
     for combination in itertools.product(*choices.values()):
         values = {
             compose.parse(text).key_or_group: chosen.partition("=")[2]
             for text, chosen in zip(choices, combination, strict=True)
             if text in swept
         }
-        points.append(composer.point(combination, values))
-    return points
+        point = composer.point(combination, values)
+        if (same := points.setdefault(point.digest, point)) is not point:
+            both = _said(same.values) + (f" and {_said(values)}" if same.values != values else "")
+            raise Refusal(f"{' '.join(swept)} gives one run twice: {both}")
+    return list(points.values())
+
+
+def require_one_each(texts: Iterable[str]) -> None:
+    """Refuse a key that is given twice where one of the two sweeps: Hydra takes the last, whatever the first says."""
+    given: dict[str, str] = {}
+    for text in texts:
+        override = compose.parse(text)
+        before = given.get(override.key_or_group)
+        if before and (override.is_sweep_override() or compose.parse(before).is_sweep_override()):
+            raise Refusal(f"{override.key_or_group} is given twice: {before} and {text}; a sweep takes one of them")
+        given[override.key_or_group] = text
+
+
+def _said(values: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in values.items())
 
 
 def choices_of(text: str) -> Iterator[str]:
@@ -122,12 +149,28 @@ def choices_of(text: str) -> Iterator[str]:
         yield text
     elif override.is_discrete_sweep():
         key = override.get_key_element()
-        yield from (f"{key}={value}" for value in override.sweep_string_iterator())
+        choices = [f"{key}={value}" for value in _values(text, override)]
+        if not choices:
+            raise Refusal(f"{text} has no value to run")
+        yield from choices
     else:
         raise Refusal(
             f"{text} is an interval, which a grid cannot run through: give values such as "
             f"{override.key_or_group}=1,2,3 or range(1,4), or search it with hydra/sweeper=optuna"
         )
+
+
+def _values(text: str, override: Override) -> Iterator[str]:
+    from hydra.core.override_parser.types import Glob, RangeSweep
+
+    value, key = override.value(), override.key_or_group
+    if isinstance(value, RangeSweep) and value.step == 0:
+        raise Refusal(f"{text} is not allowed: a range whose step is 0 has no end")
+    if not isinstance(value, Glob):
+        return override.sweep_string_iterator()
+    if not compose.chooses_group(text):
+        raise Refusal(f"{text} is not allowed: glob chooses among the files of a config group, and {key} is none")
+    return iter(value.filter(compose.options(key)))
 
 
 class Composer:
@@ -147,17 +190,39 @@ class Composer:
             check_config(self._bases[groups])  # with the controls, which no point changes
         cfg = compose.vary(self._bases[groups], [text for text in overrides if text not in groups])
         check_run(cfg)
-        content = json.dumps(compose.plain(cfg), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = _digest(compose.plain(cfg))
         return Point(name or _name(values, digest), dict(values), tuple(overrides), cfg, digest)
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _elsewhere(cfg: DictConfig) -> Iterator[str]:
+    """The digests that the same point has where `trainer.accelerator` is another: whether it is, each run says."""
+    content = compose.plain(cfg) | {"run_dir": None}
+    trainer = {key: value for key, value in content["trainer"].items() if key != "accelerator"}
+    yield _digest(content | {"trainer": trainer})
+    for kind in ("auto", "cpu", "gpu", "cuda", "mps"):
+        yield _digest(content | {"trainer": trainer | {"accelerator": kind}})
+
+
 def folder(hydra: DictConfig, experiment: str, content: Sequence[str]) -> Path:
-    """The folder that `hydra.sweep.dir` names; else one named by what the sweep is, so the same sweep finds it."""
-    if hydra.sweep.dir != "auto":
-        return Path(hydra.sweep.dir)
+    """The folder that `hydra.sweep.dir` names; else one named by what the sweep is, so the same sweep finds it.
+
+    Refuses one that cannot be made and written.
+    """
+    with compose.refusals():
+        named = hydra.sweep.dir
+    if not isinstance(named, str | int | float) or named == "":
+        raise Refusal(f"hydra.sweep.dir={named} is not allowed: a folder, or auto")
+    if named != "auto":
+        check_output(f"hydra.sweep.dir={named}", str(named))
+        return Path(str(named))
     digest = hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()
-    return paths.OUTPUTS / "sweeps" / experiment / digest[:8]
+    path = paths.OUTPUTS / "sweeps" / experiment / digest[:8]
+    check_output("hydra.sweep.dir=auto (outputs/sweeps/<experiment>/<digest>)", path)
+    return path
 
 
 def _name(values: Mapping[str, str], digest: str) -> str:

@@ -102,6 +102,21 @@ def jobs(sweep: Path) -> dict[str, Job]:
     return found
 
 
+def live(sweep: Path) -> dict[str, Job]:
+    """{name of the run: its job} of what is queued or runs; a Refusal where there are scripts and SLURM is silent."""
+    scripts = {script.name: points(script) for script in sweep.glob("job-*.sbatch")}
+    if not scripts:
+        return {}
+    try:
+        return dict(_live(sweep, scripts))
+    except Refusal as refusal:
+        raise Refusal(
+            f"{sweep} has scripts for SLURM, whose runs may still be queued, and SLURM does not say ({refusal}): "
+            "continue where squeue answers; or, where nothing of it is queued, remove "
+            f"{sweep / 'job-*.sbatch'} and start again"
+        ) from None
+
+
 def cancel(jobs: Iterable[Job]) -> None:
     """Take jobs off the cluster; what runs saves first."""
     _ask("scancel", *(job.id for job in jobs))
@@ -178,5 +193,7 @@ def _ask(*command: str) -> list[str]:
     except subprocess.TimeoutExpired:
         raise Refusal(f"{command[0]} does not answer") from None
     if done.returncode:
-        raise Refusal(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+        said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+        said = said.removeprefix(f"{command[0]}: ") or f"exit code {done.returncode}"
+        raise Refusal(f"{command[0]}: {said}")
     return done.stdout.splitlines()

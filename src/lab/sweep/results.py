@@ -47,9 +47,15 @@ class Row:
         return self.state == "done" and self.held == self.claims
 
 
-def collect(sweep: Path) -> list[Row]:
-    """A row for each point of the sweep in this folder."""
-    record, jobs = read_record(sweep), queue.jobs(sweep)
+def collect(sweep: Path, jobs: Mapping[str, queue.Job] | None = None) -> list[Row]:
+    """A row for each point of the sweep in this folder.
+
+    Args:
+        sweep: its folder.
+        jobs: of its runs, where SLURM has been asked for them.
+    """
+    record = read_record(sweep)
+    jobs = queue.jobs(sweep) if jobs is None else jobs
     rows = (
         row(entry["name"], entry["values"], sweep / entry["name"], record["objective"]) for entry in record["points"]
     )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lab import compose
 from lab.errors import HOLDS, Refusal
 from lab.rundir import RunDir, write_atomically
-from lab.sweep import results
+from lab.sweep import queue, results
 from lab.sweep.grid import Direction, Optimum
 from lab.sweep.local import CONSOLE, Local, Progress, exit_code
-from lab.sweep.plan import Composer, Point, Sweep
+from lab.sweep.plan import Composer, Point, Sweep, require_one_each
 from lab.types import NonNegative, NonNegativeInt, PositiveInt
 from lab.warm import Job, Workers
 
@@ -83,6 +83,11 @@ class Search:
         """Carry the study to `n_trials`; returns the sweep's exit code."""
         import optuna
 
+        if isinstance(launcher, Local) and (queued := sorted(queue.live(sweep.path))):
+            raise Refusal(
+                f"{', '.join(queued)} of {sweep.path} are queued or running in SLURM: wait for them with "
+                f"hydra/launcher=slurm hydra.launcher.wait=true, or take them off with lab cancel {sweep.path}"
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # a line for every trial
         study = optuna.create_study(
@@ -301,6 +306,7 @@ _RETRY = "retry of"
 
 def space_of(texts: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
     """(key → distribution for each override that sweeps, the other overrides)."""
+    require_one_each(texts)
     space: dict[str, BaseDistribution] = {}
     fixed = []
     for text in texts:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from lab.errors import REFUSED, Refusal
+from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import launch, on_stop, redirect
 from lab.machine import check_machine
 from lab.rundir import RunDir, write_atomically
@@ -24,6 +24,10 @@ from lab.sweep.queue import JOB
 
 WARNING = signal.SIGUSR1
 """What SLURM sends before it takes the nodes away."""
+UNSAVED = "unsaved_starts"
+"""In a run directory: how many starts in a row were told to stop before they had saved a step."""
+MOST_UNSAVED = 3
+"""After so many the job does not queue again: its time is too short for a start and a checkpoint."""
 
 
 def main() -> None:
@@ -38,14 +42,15 @@ def main() -> None:
     def leave(signum: int, _frame: object) -> NoReturn:
         sys.exit(128 + signum)
 
-    signal.signal(WARNING, warn)
     sweep, points = Path(sys.argv[1]), Path(sys.argv[2])
     run = RunDir(sweep / points.read_text(encoding="utf-8").splitlines()[int(os.environ["SLURM_ARRAY_TASK_ID"])])
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     redirect(run.path / CONSOLE)
-    write_atomically(run.path / JOB, f"{job}\n")
+    before, _ = run.newest_checkpoint()
     try:
         with on_stop(leave):
+            signal.signal(WARNING, warn)
+            write_atomically(run.path / JOB, f"{job}\n")
             code = _execute(run)
     except SystemExit as stopped:
         code = int(str(stopped.code))
@@ -53,7 +58,11 @@ def main() -> None:
         print(f"lab: {refusal}", file=sys.stderr)
         code = REFUSED
     if warned and not run.finished:
-        _requeue(job)
+        if _unsaved(run, saved=run.newest_checkpoint()[0] != before) < MOST_UNSAVED:
+            _requeue(job)
+        else:
+            print(f"lab: given up: {MOST_UNSAVED} starts in a row saved no step", file=sys.stderr)
+            code = CRASHED
     sys.exit(code)
 
 
@@ -63,6 +72,15 @@ def _execute(run: RunDir) -> int:
     cfg.run_dir = str(run.path)
     check_machine(cfg, nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
     return launch(cfg, run.overrides.read_text(encoding="utf-8").splitlines(), fresh_process=True)
+
+
+def _unsaved(run: RunDir, *, saved: bool) -> int:
+    """Count this start; returns how many in a row have saved no step, of this submission alone."""
+    file = run.path / UNSAVED
+    queued_before = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    count = 0 if saved else 1 + (int(file.read_text()) if queued_before and file.exists() else 0)
+    write_atomically(file, f"{count}\n")
+    return count
 
 
 def _requeue(job: str) -> None:

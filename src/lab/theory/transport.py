@@ -138,6 +138,27 @@ def entropic_gap(a: Matrix, b: Matrix, epsilon: float) -> float:
     return epsilon * min(float(special.entr(a).sum()), float(special.entr(b).sum()))
 
 
+def debiased_barycentre(images: Matrix, cost: Matrix, mixtures: Matrix, epsilon: float) -> Matrix:
+    """argmin_α Σ_k λ_k S_ε(α, β_k) for each mixture λ: (k, n), (n, n), (r, k) → (r, n).
+
+    The fixed point of a_k = β_k/(K b_k), α = d Π_k (Kᵀa_k)^{λ_k}, b_k = α/Kᵀa_k, d = √(d α/(K d)), with K = exp(−C/ε).
+
+    (Janati, Cuturi & Gramfort 2020, Alg. 1 and Thm 3.)
+    """
+    kernel = np.exp(-cost / epsilon)
+    b = np.ones((len(mixtures), *images.shape))
+    d = np.ones((len(mixtures), images.shape[1]))
+    alpha = d
+    for _ in range(20_000):
+        spread = (images / (b @ kernel.T)) @ kernel
+        last, alpha = alpha, d * np.exp((mixtures[..., None] * np.log(spread)).sum(1))
+        if np.abs(alpha - last).max() < 1e-12:
+            break
+        b = alpha[:, None] / spread
+        d = np.sqrt(d * alpha / (d @ kernel))
+    return alpha / alpha.sum(-1, keepdims=True)
+
+
 def knight_rate(cost: Matrix, a: Matrix, b: Matrix, epsilon: float) -> float:
     """ρ = σ₂², σ₂ the second singular value of diag(a)^{−½} P diag(b)^{−½}, P the optimal plan: the asymptotic rate.
 
