@@ -280,6 +280,9 @@ def test_fixed_sequences_have_the_chains_law() -> None:
 def test_fresh_sequences_have_the_law_with_the_chains_integrated_out(alpha: float) -> None:
     data = ready(MarkovChains(concentration=alpha, context=3))
     words = [tuple(row) for row in data.held_out(20_000)[:, 1:].tolist()]
+    other = ready(MarkovChains(concentration=alpha, trained=7.0, context=3))
+    assert torch.equal(other.held_out(100), data.held_out(100))
+    assert torch.equal(other.drawn(range(2))[0], torch.stack([other.fresh(64, 7.0, step) for step in range(2)]))
     every = list(itertools.product(range(3), repeat=3))
     observed = [words.count(word) for word in every]
     expected = [20_000 * math.exp(evidence(word, 3, alpha)) for word in every]
@@ -387,7 +390,7 @@ def test_losses_are_logarithms_of_chances() -> None:
     chances = net(tokens[:, :-1]).softmax(-1)
     each = losses(net, tokens)
     for row, t in itertools.product(range(3), range(12)):
-        assert float(each[row, t]) == pytest.approx(-math.log(float(chances[row, t, tokens[row, t + 1]])))
+        assert each[row, t].item() == pytest.approx(-math.log(chances[row, t, tokens[row, t + 1]].item()))
     close(held_out_losses(net, tokens, rows=2), each.detach())
 
 
@@ -591,9 +594,7 @@ def without_prior(tokens: Tensor, symbols: int, concentration: float) -> Tensor:
         ("posterior_mean_losses", without_prior, ["bayes"]),
     ],
 )
-def test_a_wrong_formula_is_refuted(
-    what: str, wrong: Any, refuted: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_formula_is_refuted(what: str, wrong: Any, refuted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if what == "posterior_mean_losses" and wrong is without_prior:
         right = markov.posterior_mean_losses
         wrong = lambda *given: right(*given) - 0.03  # noqa: E731

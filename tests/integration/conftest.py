@@ -232,7 +232,10 @@ CHEAP = {
         "data.batch_size=16",
         "data.context=32",
         "claims.flops.context=32",
-        *(f"claims.{name}.sequences=64" for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")),
+        *(
+            f"claims.{name}.sequences=64"
+            for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")
+        ),
         "pictures.in_context.sequences=256",
     ],
 }

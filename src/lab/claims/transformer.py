@@ -78,11 +78,14 @@ class EntropyRate(_OfTheFixedChain):
     reference = "Cover & Thomas 2006, Thm 4.2.4 and eq. 5.25"
     symbol = "cross-entropy / nats"
     relation = equal(
-        "sampling error, 4.5 standard errors over sequences, which refutes a correct run 7 times in 10⁶, and optimisation "
-        "error, 0.001 nats: a divergence of 10⁻³ is an error of 4 % in a chance of ½, and some 10⁻⁴ are left",
+        "sampling error, 4.5 standard errors over sequences, which refutes a correct run 7 times in 10⁶, and what "
+        "optimisation leaves: 0.001 nats, an error of 4 % in a chance of ½; some 10⁻⁵ are left",
         k=4.5,
         atol=1e-3,
     )
+
+    def __init__(self, sequences: PositiveInt = 8192) -> None:
+        super().__init__(sequences)
 
     def predict(self, data: MarkovChains) -> Quantity:
         return Quantity(markov.entropy_rate(data.transition))
@@ -118,7 +121,7 @@ class NoBetter(_OfTheFixedChain):
 
 
 class Bayes(_OfChains):
-    """On fresh chains, however many symbols were seen, the cross-entropy is at most 0.02 nats above the Bayes predictor's
+    """On fresh chains the cross-entropy is at most 0.02 nats above the Bayes predictor's, at every position
 
     The Bayes predictor is the mean of the Dirichlet posterior, (n_ij + α)/(n_i + kα): it counts what has followed the
     current symbol. It is evaluated on the same sequences. From below `no_better` holds.
@@ -174,8 +177,8 @@ class InductionHead(_OfChains):
     reference = "Olsson et al. 2022, §2; Edelman, Tsilivis, Edelman, Malach & Goel 2024, §3"
     symbol = "attention mass"
     relation = at_least(
-        "the mean weight of evidence, on the same sequences, so there is no sampling error; what a head has beyond it the "
-        "MLP takes back"
+        "the mean weight of evidence, on the same sequences, so there is no sampling error; what a head has beyond it "
+        "the MLP takes back"
     )
 
     def __init__(self, sequences: PositiveInt = 256) -> None:
@@ -209,8 +212,8 @@ def masses(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 class Flops(Claim):
     """A forward pass takes 2NT + 4LwT² operations a sequence, a training step three times as many
 
-    N = L(4w² + 2wh) + wV are the weights that multiply, not the table of symbols; the second term is the attention's two
-    products. Of each product the backward pass makes two, for either factor. Counted are the products that the
+    N = L(4w² + 2wh) + wV are the weights that multiply, not the table of symbols; the second term is the attention's
+    two products. Of each product the backward pass makes two, for either factor. Counted are the products that the
     framework runs, attention being done by its definition, whose operations its counter sees on every device.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lab.data.blocks import InMemoryData
 from lab.data.sequences import Sequences
 from lab.data.text import Text
 from lab.errors import Refusal
@@ -69,7 +70,7 @@ class NextToken(SteppedModule):
         newline = data.characters.find("\n")
         self.first.fill_(data.begin if data.begin is not None else max(newline, 0))
 
-    def check(self, data: Sequences) -> None:
+    def check(self, data: InMemoryData) -> None:
         """Refuse data that are no sequences, with more symbols than the nets know or longer than they can read."""
         if not isinstance(data, Sequences):
             raise Refusal("data._target_ must make sequences, such as MarkovChains or Text: NextToken trains on such")

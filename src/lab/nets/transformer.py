@@ -151,6 +151,7 @@ class Transformer(nn.Module):
         """The maps of all heads: (B, T) → (L, B, h, T, T), rows sum to 1"""
         x, maps = self.embedded(tokens), []
         for block in self.blocks:
+            assert isinstance(block, Block)
             maps.append(block.attention(x, *self._turns(x)))
             x = block(x, *self._turns(x))
         return torch.stack(maps)

@@ -52,7 +52,9 @@ class AttentionMaps(Picture):
                             Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=MEASURED, linewidth=0.8)
                         )
             what = "induction head" if induction else "head"
-            title = f"layer {j + 1}, {what}" + (f" {i + 1}" if heads > 1 else "") + f": {float(mean[j, i]):.0%} in frames"
+            title = (
+                f"layer {j + 1}, {what}" + (f" {i + 1}" if heads > 1 else "") + f": {float(mean[j, i]):.0%} in frames"
+            )
             ax.set(title=title, xticks=range(len(names)), yticks=range(len(names)), xlabel="looked at")
             ax.set_xticklabels(names, fontsize=5.5)
             ax.set_yticklabels(names, fontsize=5.5)
