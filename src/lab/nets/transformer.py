@@ -45,13 +45,21 @@ class Block(nn.Module):
     Args:
         draw: for the weights, which start uniform within ±1/√inputs; those that end in x are smaller by `gain`.
         causal: let a position see none after it.
+        fused: attention in one kernel that keeps no map.
     """
 
     def __init__(
-        self, draw: torch.Generator, width: int, heads: int, hidden: int, causal: bool = True, gain: float = 1.0
+        self,
+        draw: torch.Generator,
+        width: int,
+        heads: int,
+        hidden: int,
+        causal: bool = True,
+        fused: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.fused = heads, causal, fused
         self.before_attention, self.before_mlp = (nn.LayerNorm(width, bias=False, device="cpu") for _ in range(2))
         self.queries_keys_values = linear(draw, width, 3 * width, bias=False)
         self.attended = linear(draw, width, width, bias=False, gain=gain)
@@ -70,16 +78,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """(B, T, w) → (B, T, w)"""
         q, k, v = self.projected(x, cos, sin)
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if self.fused:
+            seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            seen = self._map(q, k) @ v
         x = x + self.attended(seen.transpose(1, 2).flatten(2))
         return x + self.down(functional.relu(self.up(self.before_mlp(x))).square())
 
     def attention(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """softmax(QKᵀ/√d), by its definition: what `forward` computes without keeping it. (B, T, w) → (B, h, T, T)"""
         q, k, _ = self.projected(x, cos, sin)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return self._map(q, k)
+
+    def _map(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
         if self.causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -math.inf)
+            scores = scores + torch.full_like(scores[0, 0], -math.inf).triu(1)
         return scores.softmax(-1)
 
 
@@ -93,6 +107,7 @@ class Transformer(nn.Module):
         hidden: units of each block's MLP, as a multiple of the width.
         positions: turn queries and keys by their position; without, attention sees a set, but for the mask.
         causal: false shows every position the whole sequence, and with it the answer.
+        fused: attention in one kernel, which keeps no T×T map; false is its definition, as fast where T is small.
         recompute: keep no activations inside a block for the backward pass, but compute them again: less memory for a
             second forward pass.
     """
@@ -107,6 +122,7 @@ class Transformer(nn.Module):
         hidden: PositiveInt = 4,
         positions: bool = True,
         causal: bool = True,
+        fused: bool = True,
         recompute: bool = False,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -117,7 +133,9 @@ class Transformer(nn.Module):
         self.hidden, self.recompute = hidden, recompute
         draw, gain = generator(seed, "Transformer"), 1 / math.sqrt(2 * layers)
         self.symbols = nn.Parameter(0.5 * normal(draw, vocabulary, width))
-        self.blocks = nn.ModuleList(Block(draw, width, heads, hidden * width, causal, gain) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(draw, width, heads, hidden * width, causal, fused, gain) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width, bias=False, device="cpu")
         self.logits = linear(draw, width, vocabulary, bias=False)
         angles = turns(context, width // heads) if positions else None

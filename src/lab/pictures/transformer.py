@@ -67,9 +67,9 @@ class AttentionMaps(Picture):
 class InContext(Picture):
     """Learning within a sequence: the cross-entropy over symbols seen, and the attention that evidence gets
 
-    Left the net between the Bayes predictor, on which it should lie, and a unigram. Right the induction head's attention
-    on what followed the current symbol, over how often that symbol was seen before, and the weight that Bayes's rule
-    gives to it, n/(n + kα).
+    Left the net, the Bayes predictor, on which it should lie, and a unigram. Right the induction head's attention on
+    what followed the current symbol, over how often that symbol was seen before, and the weight that Bayes's rule gives
+    to it, n/(n + kα).
     """
 
     def __init__(self, sequences: PositiveInt = 1024) -> None:
