@@ -7,7 +7,8 @@ the logits), batches cut from a file that is mapped anew each time, AdamW in two
 github.com/karpathy/nanoGPT is imported. `plain` is such a loop around the lab's own network. `lab` is the lab's Trainer
 as `python -m lab experiment=transformer_text` builds it, with all default logging; `lab, oneDNN` has
 `model.matmul=medium`, with which products of matrices go through oneDNN in place of MKL, and `model.net.fused=false`.
-Where the processor has no AMX these are products of float32 as before (the table says by how much they differ).
+Where the processor has no AMX these are products of float32 as before (the table says by how much they differ). `lab,
+bfloat16` has `trainer.precision=bf16-mixed`: products of bfloat16, weights and everything else in float32.
 
 How to read it: `ratio` is tokens a second over those of `published` in the same repeat; the goal is 1.3. The last
 column is the loss of the same text held out after the same number of steps.
@@ -21,7 +22,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,10 +38,11 @@ else:
 
 BATCH, CONTEXT, LAYERS, HEADS, WIDTH, VOCABULARY = 12, 64, 4, 4, 128, 128
 RATE, BETAS, DECAY = 1e-3, (0.9, 0.99), 0.1
-MALLOC = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456"
-"""Everyone's: large tensors are not given back to the system at every step."""
-ONEDNN = ["model.matmul=medium", "model.net.fused=false"]
-WORKERS = ("published", "plain", "lab", "lab, oneDNN")
+LAB = {
+    "lab": [],
+    "lab, oneDNN": ["model.matmul=medium", "model.net.fused=false"],
+    "lab, bfloat16": ["trainer.precision=bf16-mixed", "model.net.fused=false"],
+}
 
 
 def config(text: Path, steps: int, *more: str) -> Any:
@@ -212,7 +213,7 @@ def work(name: str, text: Path, checkout: str, folder: Path, threads: int) -> No
     torch.manual_seed(1337)
     worker: Any
     if name.startswith("lab"):
-        worker = Lab(text, ONEDNN if "oneDNN" in name else [])
+        worker = Lab(text, LAB[name])
     else:
         worker = Loop(text, published_network(checkout) if name == "published" else None, folder)
     out = os.fdopen(os.dup(1), "w")
@@ -224,43 +225,14 @@ def work(name: str, text: Path, checkout: str, folder: Path, threads: int) -> No
         print(json.dumps(verbs[verb](*map(int, numbers))), file=out, flush=True)
 
 
-class Worker:
-    """The other end of `work`."""
-
-    def __init__(self, name: str, text: Path, folder: Path, options: argparse.Namespace) -> None:
-        places = [str(text), options.nanogpt or "", str(folder), str(options.threads)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, *places],
-            stdin=pipe,
-            stdout=pipe,
-            text=True,
-            env=os.environ | {"GLIBC_TUNABLES": MALLOC},
-        )
-        self.weights = int(self._answer())
-
-    def ask(self, line: str) -> float:
-        """Have a line answered."""
-        assert self.process.stdin is not None
-        print(line, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> float:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker ended with exit code {self.process.wait()}: {self.process.args!r}")
-        return float(json.loads(line))
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-
 def measure(text: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Print tokens a second and losses; returns the samples."""
     steps, windows = (2, 20) if options.quick else (100, 1000)
-    workers = {name: Worker(name, text, folder, options) for name in WORKERS}
+    places = [str(text), options.nanogpt or "", str(folder), str(options.threads)]
+    workers = {
+        name: common.Worker([sys.executable, __file__, "--worker", name, *places])
+        for name in ("published", "plain", *LAB)
+    }
     for worker in workers.values():
         worker.ask("train 2")
     works = {name: partial(worker.ask, f"train {steps}") for name, worker in workers.items()}
@@ -271,14 +243,14 @@ def measure(text: Path, folder: Path, options: argparse.Namespace) -> dict[str, 
     for name, worker in workers.items():
         if name.startswith("lab"):
             worker.ask(f"train {total}")
-        samples["weights"][name] = worker.weights
+        samples["weights"][name] = int(worker.first)
         samples["rounding"][name] = worker.ask("rounding")
         samples["losses"][name] = worker.ask(f"loss {windows}")
         worker.close()
         rate = common.spread([steps * BATCH * CONTEXT / s for s in seconds[name]], 0)
         ratio = common.spread(common.ratios(seconds["published"], seconds[name]))
         numbers = [f"{samples['rounding'][name]:.1e}", f"{samples['losses'][name]:.3f}"]
-        rows.append([name, str(worker.weights), rate, ratio, *numbers])
+        rows.append([name, f"{worker.first:.0f}", rate, ratio, *numbers])
     head = ["loop", "weights", "tokens/s", "ratio", "error of a product", f"nats held out after {total} steps"]
     print(common.table(head, rows))
     return samples
