@@ -72,7 +72,7 @@ class InContext(Picture):
     to it, n/(n + kα).
     """
 
-    def __init__(self, sequences: PositiveInt = 1024) -> None:
+    def __init__(self, sequences: PositiveInt = 4096) -> None:
         self.sequences = sequences
 
     def draw(self, run: Run) -> Figure:
