@@ -78,9 +78,8 @@ def test_a_config_composes_checks_and_binds(name: str, control: str | None, data
 
     block = data.block(0, 2)
     assert len(block) == 2
-    loss, logged = model.objective(
-        _cut(next(iter(model.batches(block))), 0, 32)
-    )  # of a large model few rows are enough
+    rows = 32 if sum(p.numel() for p in model.parameters()) < 5 * 10**7 else 1  # of a large model few are enough
+    loss, logged = model.objective(_cut(next(iter(model.batches(block))), 0, rows))
     assert torch.isfinite(loss)
     assert logged
     loss.backward()
