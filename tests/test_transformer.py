@@ -238,6 +238,16 @@ def test_maps_are_the_attention_that_is_computed() -> None:
     close(block(x, *at), after + block.down(torch.relu(block.up(block.before_mlp(after))).square()))
 
 
+@pytest.mark.parametrize("positions", [True, False])
+def test_one_position_more_is_the_last_of_all(positions: bool) -> None:
+    net = Transformer(5, 9, 2, 2, 8, positions=positions, seed=3).double()
+    tokens = torch.randint(5, (3, 9), generator=torch.Generator().manual_seed(0))
+    past: Any = ()
+    for t in range(9):
+        logits, past = net.next(tokens[:, t], past)
+        close(logits, net(tokens)[:, t])
+
+
 def test_options_do_what_they_say() -> None:
     tokens = torch.tensor([[0, 1, 2, 3, 1, 2]])
     swapped = torch.tensor([[1, 0, 2, 3, 1, 2]])

@@ -113,9 +113,13 @@ class NextToken(SteppedModule):
         text = bool((self.characters >= 0).any())
         unknown = self.characters < 0 if text else known == self.first
         tokens = self.first.long().expand(n, 1)
+        past: list[tuple[Tensor, ...]] = []
         for _ in range(length or self.length):
-            logits = self.net(tokens[:, -self.net.context :])[:, -1].double().cpu()
-            chances = logits.masked_fill(unknown.cpu(), -torch.inf).softmax(-1)
+            if tokens.shape[1] <= self.net.context:
+                logits, past = self.net.next(tokens[:, -1], past)
+            else:  # every position has moved
+                logits = self.net(tokens[:, -self.net.context :])[:, -1]
+            chances = logits.double().cpu().masked_fill(unknown.cpu(), -torch.inf).softmax(-1)
             drawn = torch.multinomial(chances, 1, generator=draw).to(tokens.device)
             tokens = torch.cat([tokens, drawn], 1)
         return tokens[:, 1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +83,19 @@ class Block(nn.Module):
             seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
             seen = self._map(q, k) @ v
+        return self._after(x, seen)
+
+    def _after(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.attended(seen.transpose(1, 2).flatten(2))
         return x + self.down(functional.relu(self.up(self.before_mlp(x))).square())
+
+    def next(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One position more: (B, 1, w) and the keys and values before it, () at the first → the same after it."""
+        q, *new = self.projected(x, cos, sin)
+        seen = tuple(torch.cat([old, one], 2) for old, one in zip(past, new, strict=True)) if past else tuple(new)
+        return self._after(x, functional.scaled_dot_product_attention(q, seen[0], seen[1])), seen
 
     def attention(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """softmax(QKᵀ/√d), by its definition: what `forward` computes without keeping it. (B, T, w) → (B, h, T, T)"""
@@ -163,6 +175,21 @@ class Transformer(nn.Module):
             else:
                 x = block(x, cos, sin)
         return self.logits(self.norm(x))
+
+    def next(self, tokens: Tensor, past: Sequence[tuple[Tensor, ...]] = ()) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """Logits of what follows one more symbol (B,), without computing again what came before: (B, V), its keys.
+
+        Args:
+            past: what the call for the symbol before returned beside its logits.
+        """
+        x, seen = self.embedded(tokens.unsqueeze(1)), []
+        at = past[0][0].shape[2] if past else 0
+        cos, sin = (None if z is None else z[at : at + 1].to(x.dtype) for z in (self.cos, self.sin))
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, keys = block.next(x, cos, sin, past[i] if past else ())
+            seen.append(keys)
+        return self.logits(self.norm(x)).squeeze(1), seen
 
     @torch.no_grad()
     def attention(self, tokens: Tensor) -> Tensor:
