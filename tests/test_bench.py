@@ -226,11 +226,11 @@ def test_the_published_network_trains_on_the_labs_text(tmp_path: Path) -> None:
     assert torch.equal(x[:, 1:], y[:, :-1])
     assert made.net.lm_head.weight is made.net.wte.weight
     before = [p.detach().clone() for p in made.net.parameters()]
-    first = float(made.net.loss(x, y))
-    assert abs(first - 4.85) < 0.1  # ln 128: nothing is known yet
+    first = made.net.loss(x, y).item()
+    assert abs(first - 4.85) < 0.3  # ln 128: nothing is known yet
     assert made.train(3) > 0
     assert not any(map(torch.equal, before, made.net.parameters()))
-    assert float(made.net.loss(x, y)) < first
+    assert made.net.loss(x, y).item() < first
 
 
 def test_both_ways_of_the_labs_network_have_one_loss(tmp_path: Path) -> None:

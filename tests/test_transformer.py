@@ -682,6 +682,9 @@ def test_causality_is_exact_and_its_absence_found() -> None:
         e = judge("causality", claims.Causality(), Run(SimpleNamespace(net=small(causal=causal)), data))
         assert e.judged.holds is causal
         assert (float(np.max(e.measured.value)) == 0.0) is causal
+    few = claims.Causality(places=5)
+    assert few.at(data).tolist() == [0, 12, 25, 37, 50]
+    assert judge("causality", few, Run(SimpleNamespace(net=small()), data)).judged.holds
     dead = small()
     with torch.no_grad():
         dead.logits.weight.zero_()
