@@ -365,3 +365,14 @@ def test_the_loss_of_text_held_out_is_said(tmp_path: Path, caplog: pytest.LogCap
         made.on_fit_end()
     said = float(held_out_losses(made.net, data.held_out(1000)).mean())
     assert f"held out: {said:.4f} nats a character" in caplog.text
+
+
+def test_products_are_of_float32_unless_said_otherwise() -> None:
+    """The setting is the process's: a run sets its own, whatever the one before it left."""
+    data = ready(MarkovChains(context=12))
+    try:
+        model(data, matmul="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        model(data)
+    assert torch.get_float32_matmul_precision() == "highest"
