@@ -102,7 +102,7 @@ def test_accuracies_are_those_of_all_graphs(p: float, q: float) -> None:
     accuracy, share = csbm.mean_accuracy_by_degree(n, p, q, s)
     for m, (weight, part) in by_degree.items():
         assert share[m] == pytest.approx(weight, rel=1e-12)
-        assert accuracy[m] == pytest.approx(part / weight, rel=1e-12)
+        assert accuracy[m] == pytest.approx((part if right > 0.5 else weight - part) / weight, rel=1e-12)
 
 
 def test_without_neighbours_a_mean_is_a_node() -> None:
@@ -571,6 +571,7 @@ def test_a_boundary_that_turns_has_not(data: CSBM, make: Callable[[], Claim]) ->
 def test_where_neighbours_are_mostly_of_the_other_class_the_sign_turns() -> None:
     data = placed(CSBM(q=0.6))
     assert judged(claims.MeanAccuracy("mean"), data, exact(data, sign=-1)).judged.holds
+    assert judged(claims.AccuracyByDegree("mean"), data, exact(data, sign=-1)).judged.holds
     assert not judged(claims.MeanAccuracy("mean"), data, exact(data)).judged.holds
 
 
