@@ -17,7 +17,7 @@ class GIN(GraphNet):
     """h' = MLP((1 + ε)h + Σ h over neighbours), which tells apart whatever 1-WL does (Xu et al. 2019, eq. 4.1).
 
     The features are lifted by a matrix before the first sum, which is the same as after it. With an activation that is
-    analytic and no polynomial, such as tanh, nearly all weights give an injective sum (Amir et al. 2023).
+    analytic and no polynomial, such as SiLU, nearly all weights give an injective sum (Amir et al. 2023).
 
     Args:
         hidden: values of a node between layers.
@@ -31,7 +31,7 @@ class GIN(GraphNet):
         classes: PositiveInt = 2,
         hidden: PositiveInt = 16,
         layers: PositiveInt = 2,
-        activation: Activation = "tanh",
+        activation: Activation = "silu",
         aggregation: Literal["add", "mean", "max"] = "add",
         dropout: Rate = 0.0,
         decay: NonNegative = 0.0,

@@ -59,9 +59,10 @@ def mean_accuracy(n: int, p: float, q: float, s: float) -> float:
 
 
 def mean_accuracy_by_degree(n: int, p: float, q: float, s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(E[Φ(s(1 + K − D)/√(1 + K + D)) | K + D = m], P(K + D = m)), m = 0 … n − 1, of sign(μᵀh). (n,), (n,)
+    """(E[Φ(s(1 + K − D)/√(1 + K + D)) | K + D = m], P(K + D = m)), m = 0 … n − 1: the accuracy of sign(μᵀh) and how
+    often it is asked for. (n,), (n,)
 
-    At m = 0 it is Φ(s), what features alone tell.
+    At m = 0 it is Φ(s), what features alone tell. Where F < ½ it is that of sign(−μᵀh), the better of the two.
 
     (Baranwal, Fountoulakis & Jagannath 2021, §3.)
     """
@@ -72,4 +73,4 @@ def mean_accuracy_by_degree(n: int, p: float, q: float, s: float) -> tuple[NDArr
     np.add.at(weight, degree, law.ravel())
     np.add.at(right, degree, (law * accuracy_given_neighbours(n, s)).ravel())
     np.divide(right, weight, out=accuracy, where=weight > 0)
-    return accuracy, weight
+    return (accuracy if right.sum() >= 0.5 else 1 - accuracy), weight
