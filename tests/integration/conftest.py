@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What was trained; `step_norms` is a record, and `mean`, `characters` and `first` are the data's: no weights."""
+        """What was trained: `step_norms` is a record, and `mean`, `characters` and `first` are the data's."""
         kept = ("optimizer.", "step_norms", "mean", "characters", "first")
         return {k: v for k, v in self.state.items() if not k.startswith(kept)}
 
