@@ -26,7 +26,18 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "diffusion", "gnn", "loop", "solvers", "startup", "sweep", "transformer", "vae"):
+    for name in (
+        "_common",
+        "diffusion",
+        "gnn",
+        "loop",
+        "sinkhorn",
+        "solvers",
+        "startup",
+        "sweep",
+        "transformer",
+        "vae",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -91,7 +102,7 @@ def test_the_example_of_a_citation_network_is_the_labs_network(tmp_path: Path) -
     gnn.made_network(tmp_path)
     data, model = loop.instantiated(gnn.config(tmp_path, 3, 1))
     assert (data.n, data.d, data.classes, len(data.train), len(data.test)) == (3327, 3703, 6, 120, 1000)
-    example, [net] = gnn.Example(data), model.nets["gcn"]
+    example, [net] = gnn.Example(data), model.trained["gcn"]
     for ours, theirs in zip(net.convolutions, (example.first, example.second), strict=True):
         ours.lin.weight.data, ours.bias.data = theirs.lin.weight.data, theirs.bias.data
     from lab.models.node_classification import features
@@ -196,6 +207,37 @@ def test_the_plain_loop_trains_what_the_lab_trains(tmp_path: Path) -> None:
     before = [p.detach().clone() for p in plain.model.net.parameters()]
     assert plain.train(2) > 0
     assert not any(map(torch.equal, before, plain.model.net.parameters()))
+
+
+def test_every_solver_of_transport_is_held_to_one_error(tmp_path: Path) -> None:
+    """The peers that come with the lab, in this process: each reaches the target, and all of them one plan."""
+    sinkhorn = module("sinkhorn")
+    sinkhorn.write_problem(tmp_path, 40, 0.05)
+    with np.load(tmp_path / "problem.npz") as file:
+        problem = {key: file[key] for key in file.files} | {"epsilon": float(file["epsilon"])}
+    plans = []
+    for worker in ("lab", "POT, numpy", "POT, torch"):
+        for solve, settings in sinkhorn.WORKERS[worker](problem).values():
+            plan = np.asarray(solve(settings[0] if worker == "lab" else 1e-11))
+            assert sinkhorn.error(plan, problem["a"], problem["b"]) <= sinkhorn.TARGET
+            plans.append(plan)
+    assert len(plans) == 5
+    for plan in plans[1:]:
+        np.testing.assert_allclose(plan, plans[0], atol=1e-9)
+
+
+@pytest.mark.integration
+def test_sinkhorn_times_all_that_are_there(tmp_path: Path) -> None:
+    """The whole of --quick; who is not installed is named."""
+    import json
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "sinkhorn.py"), "--quick", "--json", str(tmp_path / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "samples.json").read_text())["samples"].values()
+    assert {"lab", "lab, log domain", "POT, numpy", "POT, torch", "POT, torch, log domain"} <= set(found["seconds"])
+    assert all(one["reached"] <= 1e-9 for name, one in found["found"].items() if name in found["seconds"])
 
 
 @pytest.mark.integration

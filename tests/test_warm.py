@@ -47,6 +47,24 @@ def start(tmp_path: Path, *jobs: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.integration
+def test_what_a_run_names_is_imported_before_it_is_forked(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from lab import compose
+from lab.warm import Job, Workers
+broken = "claims.evidence._target_=lab.claims.nowhere.Claim"
+job = Job(compose.compose(["experiment=vae", broken]), [], Path("console.log"))
+with Workers(1) as workers:
+    workers._prepare(job)
+named = ("wandb", "lab.claims.vae", "lab.data.digits", "sklearn", "lab.claims.nowhere")
+print(*(name in sys.modules for name in named))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4 + ["False"]
+
+
+@pytest.mark.integration
 def test_every_job_runs_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     held = RunDir(tmp_path / "held")
     held.path.mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lab import compose
 from lab.devices import Devices, Need, confine
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import end_with_parent, launch
@@ -56,6 +59,7 @@ class Workers:
         self._devices = Devices()
         self._running: dict[int, _Running] = {}
         self._interrupted = False
+        self._imported: set[str] = set()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Workers:
@@ -111,6 +115,8 @@ class Workers:
         devices = self._devices.take(need)
         if devices is None:
             return False
+        if self.forks:
+            self._prepare(job)
         sys.stdout.flush()
         sys.stderr.flush()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # in the fork until it has handlers of its own
@@ -120,6 +126,18 @@ class Workers:
         self._running[pid] = _Running(job, need, devices)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return True
+
+    def _prepare(self, job: Job) -> None:
+        """Import here what the job and its like would each import; a class that cannot be is theirs to refuse."""
+        modules = {target.rpartition(".")[0] for target in _targets(compose.plain(job.cfg))} - self._imported
+        modules |= {"wandb"} & job.cfg.logger.keys() - self._imported  # its logger imports it when it begins
+        if not modules:
+            return
+        self._imported |= modules
+        for module in sorted(modules):
+            with suppress(Exception):
+                importlib.import_module(module)
+        gc.freeze()  # what is loaded by now is no job's garbage: none looks through it, and its pages stay shared
 
     def stop(self, job: Job) -> None:
         """Tell a job to save and stop; it ends as every other, with 128 + SIGTERM."""
@@ -162,10 +180,27 @@ def run_jobs(jobs: Iterable[Job], at_once: int | None = None) -> Iterator[tuple[
 
 def _load() -> None:
     """What every run needs, paid once here and not in every fork."""
+    import matplotlib.backends.backend_svg  # noqa: F401 - figures are saved by it
     import torch._dynamo  # noqa: F401 - torch's optimisers load it
+    from PIL import Image
 
     import lab.figures
     import lab.run  # noqa: F401
+
+    Image.preinit()
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The classes that a config names, wherever they stand."""
+    match node:
+        case dict():
+            if isinstance(target := node.get("_target_"), str):
+                yield target
+            for value in node.values():
+                yield from _targets(value)
+        case list():
+            for value in node:
+                yield from _targets(value)
 
 
 def _is_main() -> bool:

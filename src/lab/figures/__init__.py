@@ -114,7 +114,10 @@ def blank(width: float, height: float) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str = FIGURE) -> None:
     """Write <name>.svg and <name>.png (200 dpi) into `folder`; the same evidence gives the same bytes."""
-    with style():
+    with style(), matplotlib.rc_context({"figure.constrained_layout.use": False}):
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine(None)  # else every format would lay it out again, and draw it twice
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
