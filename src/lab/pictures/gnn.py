@@ -123,7 +123,7 @@ class Homophily(Picture):
             right, error = self.measured(data, float(q))
             ax.errorbar(data.p - q, right, error, fmt="o", color=MEASURED, ms=3, lw=0.8)
         ax.set(xlabel="$p - q$", ylabel="accuracy", title=f"$p$ = {data.p:g}, {data.nodes} nodes")
-        ax.legend(loc="lower right")
+        ax.legend(loc="upper center")
         return figure
 
     def measured(self, data: CSBM, q: float) -> tuple[float, float]:
