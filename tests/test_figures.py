@@ -356,6 +356,19 @@ def test_the_png_is_16_cm_at_200_dpi(tmp_path: Path) -> None:
     assert int.from_bytes(header[16:20]) == pytest.approx(16 / 2.54 * 200, abs=1)
 
 
+@pytest.mark.parametrize(("columns", "size"), [(2, (16, 8.3)), (5, (16, 4.8)), (1, (8, 8))])
+def test_titles_over_axes_of_fixed_aspect_are_whole(tmp_path: Path, columns: int, size: tuple[float, float]) -> None:
+    with figures.style():
+        figure = figures.blank(*size)
+        for ax in figure.subplots(1, columns, squeeze=False).flat:
+            ax.imshow(np.eye(24))
+            ax.set_title("a title")
+    figures.save(figure, tmp_path)
+    for ax in figure.axes:
+        title = ax.title if ax.get_title() else ax._left_title  # type: ignore[attr-defined]
+        assert title.get_window_extent().y1 <= figure.bbox.y1
+
+
 def test_saving_again_replaces_the_figure(tmp_path: Path) -> None:
     for measured in (512.31, 600.0):
         figures.save(figures.draw([scalar(measured)], title="t"), tmp_path)

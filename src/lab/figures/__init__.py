@@ -117,7 +117,7 @@ def save(figure: Figure, folder: Path, name: str = FIGURE) -> None:
     with style(), matplotlib.rc_context({"figure.constrained_layout.use": False}):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
-            layout.execute(figure)  # axes of a fixed aspect have only now the size that their titles are to be kept clear of
+            layout.execute(figure)  # axes of a fixed aspect have only now the size that their titles stand over
             figure.set_layout_engine(None)  # else every format would lay it out again, and draw it twice
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             buffer = io.BytesIO()
