@@ -209,6 +209,8 @@ def work(name: str, text: Path, checkout: str, folder: Path, threads: int) -> No
     """A worker: answers lines `train STEPS`, `loss WINDOWS` and `rounding` on standard output."""
     import torch
 
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what is printed elsewhere goes to standard error
     loop.prepare(threads)
     torch.manual_seed(1337)
     worker: Any
@@ -216,8 +218,6 @@ def work(name: str, text: Path, checkout: str, folder: Path, threads: int) -> No
         worker = Lab(text, LAB[name])
     else:
         worker = Loop(text, published_network(checkout) if name == "published" else None, folder)
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed elsewhere goes to standard error
     print(json.dumps(sum(p.numel() for p in worker.net.parameters())), file=out, flush=True)
     for line in sys.stdin:
         verb, *numbers = line.split()

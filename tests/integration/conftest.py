@@ -60,8 +60,8 @@ class Outcome:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What was trained; `step_norms` is a record, and `mean` the data's: neither is a weight."""
-        kept = ("optimizer.", "step_norms", "mean")
+        """What was trained: `step_norms` is a record, and `mean`, `characters` and `first` are the data's."""
+        kept = ("optimizer.", "step_norms", "mean", "characters", "first")
         return {k: v for k, v in self.state.items() if not k.startswith(kept)}
 
     @property
