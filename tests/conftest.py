@@ -89,7 +89,10 @@ def planetoid() -> Planetoid:
         words = csr_matrix(words)
         kinds = np.concatenate([np.arange(told) % classes, random.integers(0, classes, n - told)])
         one_hot = np.eye(classes, dtype=np.int32)[kinds]
-        graph: dict[int, list[int]] = {i: random.integers(0, n, 3).tolist() for i in range(n)}
+        graph: dict[int, list[int]] = {i: [] for i in range(n)}
+        for a, b in random.integers(0, n, (2 * n, 2)).tolist():
+            graph[a].append(b)
+            graph[b].append(a)
         graph[0] += [0, graph[0][0]]  # an edge to itself, and one twice
         parts = {"x": words[:told], "allx": words[:known], "tx": words[numbers]}
         arrays = {"y": one_hot[:told], "ally": one_hot[:known], "ty": one_hot[numbers]}

@@ -26,7 +26,18 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
-    for name in ("_common", "diffusion", "gnn", "loop", "solvers", "startup", "sweep", "vae"):
+    for name in (
+        "_common",
+        "diffusion",
+        "gnn",
+        "loop",
+        "sinkhorn",
+        "solvers",
+        "startup",
+        "sweep",
+        "transformer",
+        "vae",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -91,7 +102,7 @@ def test_the_example_of_a_citation_network_is_the_labs_network(tmp_path: Path) -
     gnn.made_network(tmp_path)
     data, model = loop.instantiated(gnn.config(tmp_path, 3, 1))
     assert (data.n, data.d, data.classes, len(data.train), len(data.test)) == (3327, 3703, 6, 120, 1000)
-    example, [net] = gnn.Example(data), model.nets["gcn"]
+    example, [net] = gnn.Example(data), model.trained["gcn"]
     for ours, theirs in zip(net.convolutions, (example.first, example.second), strict=True):
         ours.lin.weight.data, ours.bias.data = theirs.lin.weight.data, theirs.bias.data
     from lab.models.node_classification import features
@@ -196,3 +207,82 @@ def test_the_plain_loop_trains_what_the_lab_trains(tmp_path: Path) -> None:
     before = [p.detach().clone() for p in plain.model.net.parameters()]
     assert plain.train(2) > 0
     assert not any(map(torch.equal, before, plain.model.net.parameters()))
+
+
+def test_every_solver_of_transport_is_held_to_one_error(tmp_path: Path) -> None:
+    """The peers that come with the lab, in this process: each reaches the target, and all of them one plan."""
+    sinkhorn = module("sinkhorn")
+    sinkhorn.write_problem(tmp_path, 40, 0.05)
+    with np.load(tmp_path / "problem.npz") as file:
+        problem = {key: file[key] for key in file.files} | {"epsilon": float(file["epsilon"])}
+    plans = []
+    for worker in ("lab", "POT, numpy", "POT, torch"):
+        for solve, settings in sinkhorn.WORKERS[worker](problem).values():
+            plan = np.asarray(solve(settings[0] if worker == "lab" else 1e-11))
+            assert sinkhorn.error(plan, problem["a"], problem["b"]) <= sinkhorn.TARGET
+            plans.append(plan)
+    assert len(plans) == 5
+    for plan in plans[1:]:
+        np.testing.assert_allclose(plan, plans[0], atol=1e-9)
+
+
+@pytest.mark.integration
+def test_sinkhorn_times_all_that_are_there(tmp_path: Path) -> None:
+    """The whole of --quick; who is not installed is named."""
+    import json
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "sinkhorn.py"), "--quick", "--json", str(tmp_path / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "samples.json").read_text())["samples"].values()
+    assert {"lab", "lab, log domain", "POT, numpy", "POT, torch", "POT, torch, log domain"} <= set(found["seconds"])
+    assert all(one["reached"] <= 1e-9 for name, one in found["found"].items() if name in found["seconds"])
+
+
+@pytest.mark.integration
+def test_the_transformers_loops_are_timed_and_judged(tmp_path: Path) -> None:
+    """The whole of --quick: each worker trains and tells its loss, all of the same text."""
+    import json
+    import os
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "transformer.py"), "--quick", "--json", str(tmp_path / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in samples["seconds"].values())
+    assert samples["weights"]["lab"] == samples["weights"]["plain"]
+    assert abs(samples["weights"]["published"] / samples["weights"]["lab"] - 1) < 0.02
+    assert all(0 < loss < 6 for loss in samples["losses"].values())
+
+
+def test_the_published_network_trains_on_the_labs_text(tmp_path: Path) -> None:
+    """The network written out is a causal one whose table of symbols is its logits', and its loop moves all weights."""
+    bench = module("transformer")
+    text = tmp_path / "text.txt"
+    bench.own_source(text)
+    made = bench.Loop(text, bench.published_network(""), tmp_path)
+    x, y = made.batch()
+    assert x.shape == y.shape == (12, 64)
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert made.net.lm_head.weight is made.net.wte.weight
+    before = [p.detach().clone() for p in made.net.parameters()]
+    first = made.net.loss(x, y).item()
+    assert abs(first - 4.85) < 0.3  # ln 128: nothing is known yet
+    assert made.train(3) > 0
+    assert not any(map(torch.equal, before, made.net.parameters()))
+    assert made.net.loss(x, y).item() < first
+
+
+def test_both_ways_of_the_labs_network_have_one_loss(tmp_path: Path) -> None:
+    bench, loop = module("transformer"), module("loop")
+    text = tmp_path / "text.txt"
+    bench.own_source(text)
+    plain = bench.Loop(text, None, tmp_path)
+    data, model = loop.instantiated(bench.config(text, 1))
+    tokens = data.held_out(5)
+    loss, _ = model.objective(((tokens,), 1.0))
+    torch.testing.assert_close(plain.net.loss(tokens[:, :-1], tokens[:, 1:]), loss)
+    _, other = loop.instantiated(bench.config(text, 1, "model.net.fused=false"))
+    torch.testing.assert_close(other.objective(((tokens,), 1.0))[0], loss)

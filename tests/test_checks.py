@@ -22,7 +22,7 @@ from lab.signature.checks import Part, refuses
 Make = Callable[..., str]
 
 _numbers = count()
-LINEAR, PCA, VAE = "linear_regression", "pca_autoencoder", "vae"
+LINEAR, PCA, VAE, GNN = "linear_regression", "pca_autoencoder", "vae", "gnn"
 K8 = [f"claims.{c}.k=8" for c in ("evidence", "decoder_variance", "aggregate_posterior", "importance_weighted")]
 REFUSED = [
     (LINEAR, ["claims.excess_risk.design=smal"], "claims.excess_risk.design=smal is none of data.designs"),
@@ -47,6 +47,12 @@ REFUSED = [
     (VAE, ["model.shape=[4,16]"], "model.shape=[4, 16] must be [8, 8]"),
     (VAE, ["claims.evidence.k=7"], "claims.evidence.k=7 must equal model.linear.k=8"),
     (VAE, ["model.linear=null", *K8], "model.linear=null is not allowed"),
+    (GNN, ["model.nets.gcn.d=9"], "model.nets.gcn.d=9 must be 8"),
+    (GNN, ["model.nets.gat.classes=3"], "model.nets.gat.classes=3 must be 2"),
+    (GNN, ["model.nets.mlp.dropout=0.5"], "model.nets.mlp.dropout=0.5 must be 0"),
+    (GNN, ["claims.mean_accuracy.net=means"], "claims.mean_accuracy.net=means is none of model.nets"),
+    (GNN, ["claims.told_apart.net=gcn"], "claims.told_apart.net=gcn is no GIN"),
+    (GNN, ["claims.oversmoothing.net=gin"], "claims.oversmoothing.net=gin is no GCN"),
     (VAE, ["model.net.k=3"], "claims.importance_bounds.evidence=true needs model.net.k of 1 or 2, not 3"),
 ]
 
@@ -63,7 +69,7 @@ def test_told_from_the_config_and_by_the_objects(experiment: str, overrides: lis
     assert str(told.value).endswith(name)
 
 
-@pytest.mark.parametrize("experiment", [LINEAR, PCA, VAE])
+@pytest.mark.parametrize("experiment", [LINEAR, PCA, VAE, GNN])
 def test_what_is_allowed_is_refused_by_neither(experiment: str) -> None:
     cfg = compose.compose([f"experiment={experiment}"])
     check.check_config(cfg)

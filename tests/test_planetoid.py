@@ -165,7 +165,7 @@ def test_a_network_is_put_together(tmp_path: Path, planetoid: Any, source: str, 
     assert set(map(tuple, data.edges.mT.tolist())) == pairs
 
 
-def test_it_is_what_pytorch_geometric_reads(tmp_path: Path, planetoid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_what_pytorch_geometric_reads(tmp_path: Path, planetoid: Any) -> None:
     """Its reader unpickles, and names that NumPy and SciPy have moved since."""
     import warnings
 

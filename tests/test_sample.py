@@ -60,6 +60,20 @@ def test_samples_are_written_as_arrays_and_images(trained: Path, capsys: pytest.
     assert stem.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_sequences_are_written_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = left_by(tmp_path / "run", "transformer", "model.length=7")
+    assert run(str(path), "--count", "3") == HOLDS
+    stem = path / "samples" / "step-000000100-seed-0"
+    samples = np.load(stem.with_suffix(".npy"))
+    assert samples.shape == (3, 7)
+    text = stem.with_suffix(".txt").read_text()
+    assert [list(map(int, line.split())) for line in text.split("\n\n")] == samples.tolist()
+    assert not stem.with_suffix(".png").exists()
+    said = capsys.readouterr().out
+    assert str(stem.with_suffix(".txt")) in said
+    assert text in said
+
+
 def test_the_seed_decides(trained: Path, tmp_path: Path) -> None:
     def drawn(folder: str, *words: str) -> np.ndarray:
         run(str(trained), "--count", "3", "--out", str(tmp_path / folder), *words)

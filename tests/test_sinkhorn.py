@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lab.algorithms import clouds
 from lab.algorithms import scaling as scaling_form
+from lab.algorithms import sinkhorn as sinkhorn_module
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.implicit import solve
 from lab.algorithms.relaxation import Relaxation, optimal
-from lab.algorithms.sinkhorn import LogDomain, Transport, iterates, rounded, sinkhorn
+from lab.algorithms.sinkhorn import LogDomain, iterates, sinkhorn
+from lab.algorithms.transport import Transport, rounded
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 METHODS = ("scaling", "log")
@@ -107,7 +110,7 @@ def test_absorption_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_problem_is_solved_as_if_it_were_alone(method: Any) -> None:
     cost, a, b = problem(2, 3)
     cost[1, 2] *= 5  # needs more iterations than the others
-    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-12, "method": method}
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-12, "method": method, "relaxation": 1.2}
     together = sinkhorn(cost, a, b, **options)
     for i in range(2):
         for j in range(3):
@@ -115,6 +118,50 @@ def test_a_problem_is_solved_as_if_it_were_alone(method: Any) -> None:
             close(together.f[i, j], alone.f, atol=1e-9)  # both to the tolerance; float32 adds in another order
             assert abs(int(together.iterations[i, j]) - int(alone.iterations)) <= 3 * (method == "scaling")
     assert together.iterations[1, 2] == together.iterations.max() > together.iterations.min()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_problem_in_float32_does_not_depend_on_who_is_beside_it(method: Any) -> None:
+    """A problem that needs another start than its neighbour leaves that where it is."""
+    cost, a, b = (t.float() for t in problem(2))
+    beside = cost.clone()
+    beside[1] *= 40
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-3, "method": method}
+    torch.testing.assert_close(sinkhorn(beside, a, b, **options).f[0], sinkhorn(cost, a, b, **options).f[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_around_it_changes_nothing(method: Any) -> None:
+    cost, a, b = (t.float() for t in problem())
+    options: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-5, "method": method}
+    plain = sinkhorn(cost, a, b, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = sinkhorn(cost, a, b, **options)
+    assert torch.equal(within.f, plain.f)
+    assert torch.equal(within.iterations, plain.iterations)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_errors_that_are_looked_at_seldom_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: up to seven iterations more."""
+    cost, a, b = problem(2)
+    options: dict[str, Any] = {"epsilon": 0.3, "tolerance": 1e-11, "method": method}
+    often = sinkhorn(cost, a, b, **options)
+    monkeypatch.setitem(sinkhorn_module.LOOK, "cpu", 8)
+    seldom = sinkhorn(cost, a, b, **options)
+    assert float(error(seldom).max()) <= 1.1e-11
+    assert bool((seldom.iterations % 8 == 0).all())
+    close(seldom.f, often.f, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1500, 3000])
+def test_a_large_matrix_is_worked_through_in_blocks(n: int) -> None:
+    """In float32 of 9 MB at once, and of 36 MB in blocks of rows: what comes out are the marginals."""
+    x, y = normal(n, 2), normal(n, 2, seed=1)
+    found = sinkhorn(SquaredEuclidean()(x, y), epsilon=2.0)
+    assert float(found.error) <= 1e-9
+    close(found.plan.sum(0), torch.full_like(found.b, 1 / n), atol=1e-9)
+    close(found.plan[::97], found._plan(found.f, found.g)[::97], atol=1e-15, rtol=1e-9)
 
 
 def test_weights_are_uniform_by_default_and_shared_by_a_batch() -> None:
@@ -317,6 +364,49 @@ def test_the_linear_system_is_solved(zero: bool) -> None:
     p, q = solve(plan, a, b, r, s)
     close(a * p + (plan @ q.unsqueeze(-1)).squeeze(-1), r, atol=1e-9)
     close((plan.mT @ p.unsqueeze(-1)).squeeze(-1) + b * q, s, atol=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------------------- clouds
+
+
+class Counted(SquaredEuclidean):
+    """Remembers the largest matrix that it was asked for."""
+
+    most = 0
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        found = super().__call__(x, y)
+        self.most = max(self.most, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_clouds_are_solved_without_their_matrix(batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(*batch, 40, 2), normal(*batch, 30, 2, seed=1) + 0.5
+    a, b = weights(*batch, 40), weights(*batch, 30, seed=1)
+    given = [t.requires_grad_() for t in (x, y, a, b)]
+    dense = sinkhorn(SquaredEuclidean()(x, y), a, b, epsilon=0.3, tolerance=1e-12)
+    expected = torch.autograd.grad(dense.dual.sum(), given)
+    monkeypatch.setattr(clouds, "ENTRIES", 200)
+    cost = Counted()
+    found = clouds.sinkhorn_of_clouds(x, y, a, b, cost=cost, epsilon=0.3, tolerance=1e-12)
+    gradients = torch.autograd.grad(found.dual.sum(), given)
+    assert cost.most <= 210
+    assert float(found.error.max()) <= 1e-12
+    close(found.f, dense.f, atol=1e-9)
+    close(found.g, dense.g, atol=1e-9)
+    close(found.dual, dense.dual)
+    for mine, theirs in zip(gradients[:2], expected[:2], strict=True):
+        close(mine, theirs, atol=1e-9)
+    for mine, theirs in zip(gradients[2:], expected[2:], strict=True):
+        close(mine - mine.mean(-1, keepdim=True), theirs - theirs.mean(-1, keepdim=True), atol=1e-9)
+
+
+def test_clouds_start_from_what_they_are_given() -> None:
+    x, y = normal(40, 2), normal(30, 2, seed=1)
+    solve = partial(clouds.sinkhorn_of_clouds, x, y, cost=SquaredEuclidean(), epsilon=0.5)
+    first = solve()
+    assert int(solve(start=(first.f, first.g)).iterations) <= 2 < int(first.iterations)
 
 
 # ----------------------------------------------------------------------------------------------------------- relaxation

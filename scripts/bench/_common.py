@@ -7,11 +7,14 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+MALLOC = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456"
+"""Every worker's: large tensors are not given back to the system at every step, which gains up to 1.45 times."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -67,6 +70,37 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+class Worker:
+    """A process that answers each line on its standard input with a number, as JSON, on its standard output.
+
+    Attributes:
+        first: what it said before it was asked.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        environment = os.environ | {"GLIBC_TUNABLES": MALLOC}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.first = self._answer()
+
+    def ask(self, line: str) -> float:
+        """Have a line answered."""
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> float:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker ended with exit code {self.process.wait()}: {self.process.args!r}")
+        return float(json.loads(line))
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
 
 
 class BusyMeter:

@@ -106,7 +106,7 @@ class Example:
             loss = functional.cross_entropy(logits[self.train], self.labels[self.train])
             loss.backward()
             self.optimizer.step()
-            float(loss)
+            loss.item()
         return time.perf_counter() - started
 
     def accuracy(self) -> float:

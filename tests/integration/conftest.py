@@ -198,7 +198,15 @@ def outcome() -> type[Outcome]:
     return Outcome
 
 
-STEPS = {"pca_autoencoder": 800, "linear_regression": 400, "vae": 300, "diffusion": 300, "sinkhorn_ot": 300, "gnn": 300}
+STEPS = {
+    "pca_autoencoder": 800,
+    "linear_regression": 400,
+    "vae": 300,
+    "diffusion": 300,
+    "sinkhorn_ot": 300,
+    "gnn": 300,
+    "transformer": 300,
+}
 CHEAP = {
     "diffusion": [  # fewer draws to judge by: these runs are about training
         "data.batch_size=128",
@@ -219,6 +227,16 @@ CHEAP = {
         "claims.oversmoothing.graphs=2",
         "pictures.homophily.graphs=20",
         "pictures.karate.steps=20",
+    ],
+    "transformer": [
+        "data.batch_size=16",
+        "data.context=32",
+        "claims.flops.context=32",
+        *(
+            f"claims.{name}.sequences=64"
+            for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")
+        ),
+        "pictures.in_context.sequences=256",
     ],
 }
 

@@ -27,7 +27,15 @@ from lab.errors import REFUSED, Refusal
 from lab.rundir import RunDir
 
 EPSILON = {"32-true": 2.0**-23, "64-true": 2.0**-52}
-ALLOWED = {"pca_autoencoder": 32, "linear_regression": 32, "vae": 256, "diffusion": 256, "sinkhorn_ot": 256, "gnn": 256}
+ALLOWED = {
+    "pca_autoencoder": 32,
+    "linear_regression": 32,
+    "vae": 256,
+    "diffusion": 256,
+    "sinkhorn_ot": 256,
+    "gnn": 256,
+    "transformer": 256,
+}
 MINIBATCH = ["data.batch_size=64"]
 AT_SCALE = ["model.accumulate=3", "model.clip=50", "model.ema=0.99"]
 """How a model that is larger than its device is trained; the gradients of vae are longer than 50 and shorter."""
@@ -38,6 +46,7 @@ DEFAULT = {
     "diffusion": "32-true",
     "sinkhorn_ot": "32-true",
     "gnn": "32-true",
+    "transformer": "32-true",
 }
 
 
@@ -68,6 +77,9 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("gnn", "32-true", []),
         ("gnn", "64-true", []),
         ("gnn", "32-true", AT_SCALE),
+        ("transformer", "32-true", []),
+        ("transformer", "64-true", []),
+        ("transformer", "32-true", AT_SCALE),
     ],
 )
 def test_two_ranks_train_what_one_does(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "sinkhorn_ot", "gnn"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "sinkhorn_ot", "gnn", "transformer"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "sinkhorn_ot", "gnn"]
+EXPERIMENTS = ["pca_autoencoder", "linear_regression", "vae", "diffusion", "sinkhorn_ot", "gnn", "transformer"]
 BLOCK = 50
 
 

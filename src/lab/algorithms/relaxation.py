@@ -21,31 +21,30 @@ class Relaxation:
 
     Args:
         fixed: an ω to keep, or None to find it.
-        patience: steps between two changes, so that each is seen to act.
+        patience: steps that are not looked at after each time.
     """
 
-    def __init__(self, fixed: float | None = None, patience: int = 4) -> None:
+    def __init__(self, fixed: float | None = None, patience: int = 3) -> None:
         self.omega = 1.0 if fixed is None else fixed
         self.adapts, self.patience = fixed is None, patience
         self.ceiling = 2.0
-        self._since, self._mark, self._best = 0, math.nan, math.inf
+        self._since, self._last, self._best = 0, math.nan, math.inf
 
     def observe(self, error: float, steps: int = 1) -> float:
         """Take note of the error after so many more steps; returns the ω of the next one."""
         if not self.adapts:
             return self.omega
+        self._since += steps
         if error > 2 * self._best and self.omega > 1:
             self.ceiling = 1 + 0.7 * (self.omega - 1)
-            self.omega, self._since, self._mark, self._best = 1.0, 0, error, error
-            return self.omega
-        self._best = min(self._best, error)
-        self._since += steps
-        if self._since >= self.patience:
-            rate = (error / self._mark) ** (1 / self._since) if self._mark > 0 else math.nan
+            self.omega, self._since, self._best = 1.0, 0, error
+        elif self._since > self.patience and self._last > 0:
+            rate = (error / self._last) ** (1 / steps)
             if self.omega - 1 < rate < 1:  # else λ is complex: ω is at ω* or beyond it, and says nothing of ρ
                 rho = (rate + self.omega - 1) ** 2 / (rate * self.omega**2)
                 self.omega = min(max(self.omega, optimal(rho)), self.ceiling)
-            self._since, self._mark = 0, error
+            self._since = 0
+        self._last, self._best = error, min(self._best, error)
         return self.omega
 
 

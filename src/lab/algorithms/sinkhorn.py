@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -21,70 +20,19 @@ from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
 from lab.algorithms.relaxation import Relaxation
-from lab.algorithms.scaling import Scaling
+from lab.algorithms.scaling import Scaling, settled
+from lab.algorithms.transport import Transport
 
 Method = Literal["scaling", "log"]
 
 COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
-SINGLE = 2e-6
+SINGLE = 1e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
-SPREAD = {torch.float32: 60.0, torch.float64: 150.0}
-"""Up to this cost, in units of ε, the iteration may start from exp(−C/ε): no row or column of it underflows."""
-
-
-@dataclass(frozen=True, eq=False)
-class Transport:
-    """Potentials of entropic optimal transport, and what follows from them.
-
-    Everything is differentiable in cost and weights wherever `sinkhorn` was given what requires a gradient.
-
-    Attributes:
-        cost: C, (..., n, m). a: (..., n), b: (..., m), the weights; they sum to 1. epsilon: ε.
-        f: (..., n), g: (..., m), the potentials. They are unique up to (f + t, g − t); here ⟨a, f⟩ = ⟨b, g⟩.
-        iterations: (...), how many were made. error: (...), ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ at the end.
-    """
-
-    cost: Tensor
-    a: Tensor
-    b: Tensor
-    epsilon: float
-    f: Tensor
-    g: Tensor
-    iterations: Tensor
-    error: Tensor
-
-    @property
-    def plan(self) -> Tensor:
-        """P = abᵀ ∘ exp((f ⊕ g − C)/ε), (..., n, m)"""
-        return self._plan(self.f, self.g)
-
-    @property
-    def transport_cost(self) -> Tensor:
-        """⟨P, C⟩, (...)"""
-        return (self.plan * self.cost).sum((-2, -1))
-
-    @property
-    def primal(self) -> Tensor:
-        """⟨P, C⟩ + ε KL(P ‖ abᵀ) of a plan that satisfies both constraints, made of P by `rounded`: (...)"""
-        plan, product = rounded(self.plan, self.a, self.b), self.a.unsqueeze(-1) * self.b.unsqueeze(-2)
-        entropy = torch.xlogy(plan, plan / product.clamp(min=torch.finfo(plan.dtype).tiny))
-        return (plan * self.cost + self.epsilon * entropy).sum((-2, -1))
-
-    @property
-    def dual(self) -> Tensor:
-        """OT_ε as ⟨a, f⟩ + ⟨b, g⟩ − ε(ΣP − 1), never above it: (...)
-
-        By the envelope theorem its gradient is P in C, f in a and g in b (up to constants, as Σa = 1), so the
-        potentials are not differentiated.
-        """
-        f, g = self.f.detach(), self.g.detach()
-        linear = (self.a * f).sum(-1) + (self.b * g).sum(-1)
-        return linear - self.epsilon * (self._plan(f, g).sum((-2, -1)) - 1)
-
-    def _plan(self, f: Tensor, g: Tensor) -> Tensor:
-        ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - self.cost) / self.epsilon).exp()
-        return self.a.unsqueeze(-1) * ratio * self.b.unsqueeze(-2)
+LOOK = {"cpu": 1}
+"""After so many iterations the error is looked at; elsewhere after 8, for looking waits for the device."""
+SPREAD = 60.0
+"""Up to this cost, in units of ε, the iteration may start from exp(−C/ε): in float32 none of it underflows."""
 
 
 def sinkhorn(
@@ -109,56 +57,58 @@ def sinkhorn(
         max_iterations: after so many it stops where it is; `error` of the result says where that is.
         relaxation: ω, between 0 and 2, or None to find it (`Relaxation`); 1 is Sinkhorn's own iteration.
         annealing: begin at ε = max C − min C (the greatest of a batch) and multiply by this factor, between 0 and 1,
-            until `epsilon` is reached,
-            each solution starting the next. It pays where ε is far below the cost.
+            until `epsilon` is reached, each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
-        float64;
-            "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times slower.
+            float64; "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times
+            slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
     a, b = _weights(cost, a, -2), _weights(cost, b, -1)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
         _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
-        least, most = problem[0].flatten(-2).aminmax(dim=-1)
+        least, most = problem[0].aminmax() if cost.dim() == 2 else problem[0].flatten(-2).aminmax(dim=-1)
         spread = float((most - least).max())
         if not math.isfinite(spread):
             raise ValueError("cost must be finite")
-        hot = (torch.maximum(most, -least) > SPREAD[cost.dtype] * epsilon) | (start is not None)
-        relaxations = [Relaxation(relaxation) for _ in range(cost[..., 0, 0].numel())]
-        loop = Loop(cost, max_iterations, relaxations)
+        doubtful = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None or annealing is not None)
+        loop = Loop(a, max_iterations, relaxation)
+        known = None
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
             if loop.left == 1 and not last:
                 continue
             goal = tolerance if last else max(tolerance, COARSE)
-            logarithmic = LogDomain(*problem, level, f, g)
-            if method == "log" or (bool(hot.any()) and loop.left == 1):
+            if method == "log":
+                logarithmic = LogDomain(*problem, level, f, g)
                 loop.run(logarithmic, goal, last)
                 f, g = logarithmic.potentials
                 continue
-            if bool(hot.any()):  # one step in the log domain makes every row and column a sum of size 1
-                loop.step(logarithmic, hot)
-                f, g = logarithmic.potentials
-            scaling = Scaling(*problem, level, f, g)
-            if cost.dtype == torch.float64:
-                rough = scaling.to(torch.float32)
+            if bool(doubtful.any()):
+                f, g = settled(problem[0], f, g, level, doubtful)
+            if cost.dtype == torch.float64 and loop.left > 1:
+                rough = Scaling(*problem, level, f, g, torch.float32)
                 loop.run(rough, max(goal, SINGLE), last=False, stall=16)
-                scaling.go_on_from(rough)
+                f, g = rough.potentials
                 del rough
-            loop.run(scaling, goal, last)
-            f, g = scaling.potentials
+            if last or cost.dtype == torch.float32:
+                scaling = Scaling(*problem, level, f, g, cost.dtype)
+                loop.run(scaling, goal, last)
+                f, g = scaling.potentials
+                known = scaling.plan() if last else None
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
-    return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome)
+    return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome, known)
 
 
 class Iteration(Protocol):
     """A step of Sinkhorn's algorithm in two halves, each relaxed by ω (..., 1); ω = 0 leaves a problem as it is."""
+
+    b: Tensor
 
     def rows(self, omega: Tensor) -> Tensor:
         """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""
@@ -195,20 +145,25 @@ def softmin(cost: Tensor, g: Tensor, log_b: Tensor, epsilon: float) -> Tensor:
 
 
 class Loop:
-    """Runs iterations until every problem has reached its goal; what ω has been found stays from one to the next."""
+    """Runs iterations until every problem has reached its goal; what ω has been found stays from one to the next.
 
-    def __init__(self, cost: Tensor, max_iterations: int, relaxations: list[Relaxation]) -> None:
-        self.cost, self.left, self.relaxations = cost, max_iterations, relaxations
-        self.every = 8 if cost.is_cuda else 1  # looking at the error waits for the device
-        self.made = [0] * len(relaxations)
-        self.errors = [float("inf")] * len(relaxations)
+    Args:
+        like: (..., any), a tensor of the problems' batch, precision and device. relaxation: ω, or None to find it.
+    """
+
+    def __init__(self, like: Tensor, max_iterations: int, relaxation: float | None) -> None:
+        self.shape, self.device, self.dtype = like.shape[:-1], like.device, like.dtype
+        self.relaxations = [Relaxation(relaxation) for _ in range(self.shape.numel())]
+        self.left = max_iterations
+        self.every = LOOK.get(like.device.type, 8)
+        self.made = [0] * len(self.relaxations)
+        self.errors = [float("inf")] * len(self.relaxations)
 
     @property
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(iterations made, last error), (...) each."""
-        shape, device = self.cost.shape[:-2], self.cost.device
-        made = torch.tensor(self.made, device=device).reshape(shape)
-        return made, torch.tensor(self.errors, dtype=self.cost.dtype, device=device).reshape(shape)
+        made = torch.tensor(self.made, device=self.device).reshape(self.shape)
+        return made, torch.tensor(self.errors, dtype=self.dtype, device=self.device).reshape(self.shape)
 
     def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None) -> None:
         """Iterate until the error of each problem is at most `goal`, or has not fallen for `stall` steps.
@@ -219,11 +174,11 @@ class Loop:
         running = set(range(len(self.made)))
         best, waited = [float("inf")] * len(self.made), [0] * len(self.made)
         omega = [relaxation.omega for relaxation in self.relaxations]
-        weight = self._tensor(omega)
+        weight = self._tensor(omega, iteration.b)
         most, made = self.left if last else self.left - 1, 0
         while made < most and running:
             if made == most - 1:
-                weight = self._tensor([float(p in running) for p in range(len(omega))])
+                weight = self._tensor([float(p in running) for p in range(len(omega))], iteration.b)
             error = iteration.rows(weight)
             made += 1
             if made % self.every == 0 or made == most:
@@ -241,21 +196,13 @@ class Loop:
                         found = self.relaxations[p].observe(e, self.every)
                         omega[p] = 1.0 if e <= goal else found
                 if omega != before:
-                    weight = self._tensor(omega)
+                    weight = self._tensor(omega, iteration.b)
             if running:
                 iteration.columns(weight)
         self.left -= made
 
-    def step(self, iteration: Iteration, which: Tensor) -> None:
-        """One plain step of the problems named, (...), whose error nobody asks for."""
-        weight = which.to(self.cost).unsqueeze(-1)
-        iteration.rows(weight)
-        iteration.columns(weight)
-        self.left -= 1
-        self.made = [made + int(one) for made, one in zip(self.made, which.flatten().tolist(), strict=True)]
-
-    def _tensor(self, omega: list[float]) -> Tensor:
-        return torch.tensor(omega, dtype=self.cost.dtype, device=self.cost.device).reshape(*self.cost.shape[:-2], 1)
+    def _tensor(self, omega: list[float], like: Tensor) -> Tensor:
+        return torch.tensor(omega, dtype=like.dtype, device=like.device).reshape(*self.shape, 1)
 
 
 def iterates(iteration: LogDomain, relaxation: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -265,20 +212,6 @@ def iterates(iteration: LogDomain, relaxation: float = 1.0) -> Iterator[tuple[Te
         iteration.rows(omega)
         iteration.columns(omega)
         yield iteration.potentials
-
-
-def rounded(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A plan with the marginals a and b, within 2(‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁) of P in ‖·‖₁. (..., n, m)
-
-    Rows that are too heavy are scaled down, then columns; what is missing is added as the product of both deficits.
-
-    (Altschuler, Weed & Rigollet 2017, Alg. 2 and Lemma 7.)
-    """
-    tiny = torch.finfo(plan.dtype).tiny
-    plan = plan * (a / plan.sum(-1).clamp(min=tiny)).clamp(max=1).unsqueeze(-1)
-    plan = plan * (b / plan.sum(-2).clamp(min=tiny)).clamp(max=1).unsqueeze(-2)
-    rows, columns = (a - plan.sum(-1)).clamp(min=0), (b - plan.sum(-2)).clamp(min=0)
-    return plan + rows.unsqueeze(-1) * columns.unsqueeze(-2) / rows.sum(-1)[..., None, None].clamp(min=tiny)
 
 
 def _levels(spread: float, epsilon: float, annealing: float | None) -> Iterator[float]:
@@ -291,7 +224,7 @@ def _levels(spread: float, epsilon: float, annealing: float | None) -> Iterator[
 
 
 def _weights(cost: Tensor, weights: Tensor | None, side: int) -> Tensor:
-    if cost.dim() < 2 or cost.dtype not in SPREAD:
+    if cost.dim() < 2 or cost.dtype not in (torch.float32, torch.float64):
         found = f"{cost.dtype} of shape {list(cost.shape)}"
         raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
     shape = cost[..., 0].shape if side == -2 else cost[..., 0, :].shape

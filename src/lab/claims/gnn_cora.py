@@ -28,8 +28,8 @@ class _OverCopies(Claim):
         if not isinstance(data, Planetoid):
             raise Refusal("data._target_ must be lab.data.planetoid.Planetoid: the claim is about its split")
         for net in self.nets:
-            if net not in model.given:
-                raise Refusal(f"net={net} is none of model.nets: {', '.join(model.given)}")
+            if net not in model.nets:
+                raise Refusal(f"net={net} is none of model.nets: {', '.join(model.nets)}")
         if model.copies < 2:
             raise Refusal(f"model.copies={model.copies} must be at least 2: a standard error needs two")
 
@@ -79,7 +79,10 @@ class CitationsHelp(_OverCopies):
 
     reference = "Baranwal, Fountoulakis & Jagannath 2021, Thm 1; Sen et al. 2008"
     symbol = "difference of accuracies"
-    relation = at_least("sampling error over starts, 6 standard errors; of each the difference is 30 and more", k=6)
+    relation = at_least(
+        "sampling error over starts: 6 standard errors of ten, beyond which Student's t of 9 degrees is once in 10⁴",
+        k=6,
+    )
 
     def __init__(self, net: str, nets: Annotated[list[str], MinLen(1)]) -> None:
         super().__init__([net, *nets])

@@ -78,11 +78,14 @@ class EntropyRate(_OfTheFixedChain):
     reference = "Cover & Thomas 2006, Thm 4.2.4 and eq. 5.25"
     symbol = "cross-entropy / nats"
     relation = equal(
-        "sampling error, 4.5 standard errors over sequences, which refutes a correct run 7 times in 10⁶, and optimisation "
-        "error, 0.001 nats: a divergence of 10⁻³ is an error of 4 % in a chance of ½, and some 10⁻⁴ are left",
+        "sampling error, 4.5 standard errors over sequences, which refutes a correct run 7 times in 10⁶, and what "
+        "optimisation leaves: 0.001 nats, an error of 4 % in a chance of ½; some 10⁻⁵ are left",
         k=4.5,
         atol=1e-3,
     )
+
+    def __init__(self, sequences: PositiveInt = 8192) -> None:
+        super().__init__(sequences)
 
     def predict(self, data: MarkovChains) -> Quantity:
         return Quantity(markov.entropy_rate(data.transition))
@@ -118,7 +121,7 @@ class NoBetter(_OfTheFixedChain):
 
 
 class Bayes(_OfChains):
-    """On fresh chains, however many symbols were seen, the cross-entropy is at most 0.02 nats above the Bayes predictor's
+    """On fresh chains the cross-entropy is at most 0.02 nats above the Bayes predictor's, at every position
 
     The Bayes predictor is the mean of the Dirichlet posterior, (n_ij + α)/(n_i + kα): it counts what has followed the
     current symbol. It is evaluated on the same sequences. From below `no_better` holds.
@@ -174,8 +177,8 @@ class InductionHead(_OfChains):
     reference = "Olsson et al. 2022, §2; Edelman, Tsilivis, Edelman, Malach & Goel 2024, §3"
     symbol = "attention mass"
     relation = at_least(
-        "the mean weight of evidence, on the same sequences, so there is no sampling error; what a head has beyond it the "
-        "MLP takes back"
+        "the mean weight of evidence, on the same sequences, so there is no sampling error; what a head has beyond it "
+        "the MLP takes back"
     )
 
     def __init__(self, sequences: PositiveInt = 256) -> None:
@@ -209,8 +212,8 @@ def masses(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 class Flops(Claim):
     """A forward pass takes 2NT + 4LwT² operations a sequence, a training step three times as many
 
-    N = L(4w² + 2wh) + wV are the weights that multiply, not the table of symbols; the second term is the attention's two
-    products. Of each product the backward pass makes two, for either factor. Counted are the products that the
+    N = L(4w² + 2wh) + wV are the weights that multiply, not the table of symbols; the second term is the attention's
+    two products. Of each product the backward pass makes two, for either factor. Counted are the products that the
     framework runs, attention being done by its definition, whose operations its counter sees on every device.
 
     Args:
@@ -259,21 +262,33 @@ class Flops(Claim):
 class Causality(Claim):
     """The gradient of the logits at t with respect to symbols after t is exactly 0
 
-    Taken with respect to what the symbols are embedded as, of a random direction in the logits, at every t; the
-    greatest entry after t over the greatest of all. Were all 0 it would not be a number, and refuted.
+    Taken with respect to what the symbols are embedded as, of a random direction in the logits; the greatest entry
+    after t over the greatest of all. Were all 0 it would not be a number, and refuted.
+
+    Args:
+        places: at how many t, evenly from 0 to T − 2; null: at all.
     """
 
     reference = "Vaswani et al. 2017, §3.2.3"
     symbol, x_symbol = r"$\|\partial\ell_t/\partial e_{>t}\|_\infty$", "$t$"
     relation = equal("exact: what the mask leaves out is multiplied by 0")
 
+    def __init__(self, places: PositiveInt | None = None) -> None:
+        self.places = places
+
+    def at(self, data: Sequences) -> Tensor:
+        last = data.context - 1
+        n = min(self.places or last, last)
+        return torch.arange(n) * last // n
+
     def predict(self, data: Sequences) -> Quantity:
-        return Quantity([0.0] * (data.context - 1), x=range(data.context - 1))
+        at = self.at(data)
+        return Quantity(torch.zeros(len(at)), x=at)
 
     def measure(self, run: Run) -> Quantity:
         net, context = run.model.net, run.data.context
-        at, rows = torch.arange(context - 1), []
-        for part in at.split(64):
+        at, rows = self.at(run.data), []
+        for part in at.split(max(1, 4096 // context)):
             x = net.embedded(run.data.held_out(1)[:, :-1]).detach().expand(len(part), -1, -1).clone().requires_grad_()
             logits = net.from_embedded(x)[torch.arange(len(part)), part]  # (t, V)
             direction = normal(generator(run.data.seed, "Causality"), logits.shape[-1]).to(logits)

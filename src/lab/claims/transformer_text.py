@@ -56,7 +56,9 @@ class NoBetterThanCounts(_OfText):
 
     reference = "Cover & Thomas 2006, Thm 2.6.3"
     symbol, x_symbol = "nats a character", "characters seen"
-    relation = at_least("exact: an inequality between averages over the same windows, up to the rounding of float32", rtol=1e-5)
+    relation = at_least(
+        "exact: an inequality between averages over the same windows, up to the rounding of float32", rtol=1e-5
+    )
     seen = (1, 2, 3)
 
     def predict(self, data: Text) -> Quantity:

@@ -44,7 +44,7 @@ def circulant(n: int, steps: set[int]) -> Tensor:
 
 def rook() -> Tensor:
     """The 4×4 rook's graph: squares of a board in one row or column."""
-    squares = list(itertools.product(range(4), repeat=2))
+    squares = [divmod(i, 4) for i in range(16)]
     return from_edges(16, [(i, j) for i, j in itertools.combinations(range(16), 2) if _aligned(squares[i], squares[j])])
 
 

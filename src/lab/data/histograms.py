@@ -6,7 +6,6 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le, MaxLen, MinLen
-from torch import Tensor
 
 from lab.data.blocks import Block, InMemoryData, Order
 from lab.data.digits import read_digits

@@ -23,6 +23,7 @@ class MarkovChains(Sequences):
     Args:
         chain: rows of the fixed P, k × k.
         concentration: α.
+        trained: of the fresh chains that are trained on; null is α, and at another one the net learns a wrong prior.
 
     Attributes:
         transition: the fixed P, (k, k) in float64. k: symbols of a chain. concentration: α.
@@ -32,6 +33,7 @@ class MarkovChains(Sequences):
         self,
         chain: list[list[Positive]] | None = None,
         concentration: Positive = 0.5,
+        trained: Positive | None = None,
         context: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         seed: NonNegativeInt = 0,
@@ -42,16 +44,17 @@ class MarkovChains(Sequences):
         if len(rows) < 2 or any(len(row) != len(rows) or abs(sum(row) - 1) > 1e-9 for row in rows):
             raise Refusal(f"chain={rows} is no chain: allowed: k ≥ 2 rows of k numbers above 0 that sum to 1")
         self.transition, self.concentration = torch.tensor(rows, dtype=torch.float64), concentration
+        self.trained = trained or concentration
         self.k = self.begin = len(rows)
         self.symbols = self.k + 1
 
-    def fresh(self, n: int, *stream: int | str) -> Tensor:
-        """n sequences of n chains, a function of (seed, stream): (n, T+1) on the CPU.
+    def fresh(self, n: int, concentration: float, *stream: int | str) -> Tensor:
+        """n sequences of n chains at α = `concentration`, a function of it and (seed, stream): (n, T+1) on the CPU.
 
         The Dirichlet law is that of Gamma variables over their sum, each drawn by the inverse of its distribution.
         """
         draw = generator(self.seed, "fresh", *stream)
-        gammas = torch.from_numpy(gammaincinv(self.concentration, uniform(draw, n, self.k, self.k).numpy()))
+        gammas = torch.from_numpy(gammaincinv(concentration, uniform(draw, n, self.k, self.k).numpy()))
         transition = gammas.clamp(min=1e-300) / gammas.clamp(min=1e-300).sum(-1, keepdim=True)
         return self._walk(torch.ones(n, self.k, dtype=torch.float64) / self.k, transition, draw)
 
@@ -73,10 +76,11 @@ class MarkovChains(Sequences):
         return tokens.mT.contiguous()
 
     def drawn(self, steps: range) -> tuple[Tensor, Tensor]:
-        return tuple(torch.stack([of(self.batch_size, step) for step in steps]) for of in (self.fresh, self.fixed))  # type: ignore[return-value]
+        fresh = torch.stack([self.fresh(self.batch_size, self.trained, step) for step in steps])
+        return fresh, torch.stack([self.fixed(self.batch_size, step) for step in steps])
 
     def held_out(self, n: int) -> Tensor:
-        return self.fresh(n, "held out")
+        return self.fresh(n, self.concentration, "held out")
 
     def held_out_of_the_chain(self, n: int) -> Tensor:
         """The same of the fixed chain."""

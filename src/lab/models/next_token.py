@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lab.data.blocks import InMemoryData
 from lab.data.sequences import Sequences
 from lab.data.text import Text
 from lab.errors import Refusal
@@ -69,7 +70,7 @@ class NextToken(SteppedModule):
         newline = data.characters.find("\n")
         self.first.fill_(data.begin if data.begin is not None else max(newline, 0))
 
-    def check(self, data: Sequences) -> None:
+    def check(self, data: InMemoryData) -> None:
         """Refuse data that are no sequences, with more symbols than the nets know or longer than they can read."""
         if not isinstance(data, Sequences):
             raise Refusal("data._target_ must make sequences, such as MarkovChains or Text: NextToken trains on such")
@@ -112,9 +113,13 @@ class NextToken(SteppedModule):
         text = bool((self.characters >= 0).any())
         unknown = self.characters < 0 if text else known == self.first
         tokens = self.first.long().expand(n, 1)
+        past: list[tuple[Tensor, ...]] = []
         for _ in range(length or self.length):
-            logits = self.net(tokens[:, -self.net.context :])[:, -1].double().cpu()
-            chances = logits.masked_fill(unknown.cpu(), -torch.inf).softmax(-1)
+            if tokens.shape[1] <= self.net.context:
+                logits, past = self.net.next(tokens[:, -1], past)
+            else:  # every position has moved
+                logits = self.net(tokens[:, -self.net.context :])[:, -1]
+            chances = logits.double().cpu().masked_fill(unknown.cpu(), -torch.inf).softmax(-1)
             drawn = torch.multinomial(chances, 1, generator=draw).to(tokens.device)
             tokens = torch.cat([tokens, drawn], 1)
         return tokens[:, 1:]

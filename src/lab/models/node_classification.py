@@ -17,8 +17,8 @@ from lab.data.csbm import CSBM
 from lab.data.planetoid import Planetoid
 from lab.errors import Refusal
 from lab.models.stepped import SteppedModule
+from lab.nets.graph_net import GraphNet
 from lab.nets.graphs import Features, Graph, Noise, Sparse
-from lab.nets.message_passing import GraphNet
 from lab.random import generator
 from lab.types import PositiveInt
 
@@ -43,6 +43,9 @@ class NodeClassification(SteppedModule):
         nets: by name; null is none.
         copies: of each net, from as many starts.
         training: optimizer, scheduler and the other parameters of a `SteppedModule`.
+
+    Attributes:
+        nets: as given, the first copies. trained: name → all copies.
     """
 
     splits = False  # the claims look into the nets
@@ -50,9 +53,9 @@ class NodeClassification(SteppedModule):
     def __init__(self, nets: dict[str, GraphNet | None], copies: PositiveInt = 1, **training: Any) -> None:
         super().__init__(**training)
         self.copies = copies
-        self.given = {name: net for name, net in nets.items() if net is not None}
-        self.nets = nn.ModuleDict(
-            {name: nn.ModuleList([net, *(net.again(i) for i in range(1, copies))]) for name, net in self.given.items()}
+        self.nets = {name: net for name, net in nets.items() if net is not None}
+        self.trained = nn.ModuleDict(
+            {name: nn.ModuleList([net, *(net.again(i) for i in range(1, copies))]) for name, net in self.nets.items()}
         )
         self._whole: tuple[Features, Graph] | None = None
 
@@ -60,7 +63,7 @@ class NodeClassification(SteppedModule):
         """Refuse data that are no graphs, of other sizes than the nets', and dropout where every graph is new."""
         if not isinstance(data, CSBM) and not isinstance(data, Planetoid):
             raise Refusal("data._target_ must make graphs, such as lab.data.csbm.CSBM: NodeClassification needs such")
-        for name, net in self.given.items():
+        for name, net in self.nets.items():
             if net.d != data.d:
                 raise Refusal(f"model.nets.{name}.d={net.d} must be {data.d}: a node of the data has {data.d} features")
             if net.classes != data.classes:
@@ -82,29 +85,30 @@ class NodeClassification(SteppedModule):
         return ((*batch, {"step": step}) for step, batch in enumerate(block.batches, block.step))
 
     def objective(self, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        step, rows = None, None
+        step, rows = None, slice(None)
         if self._whole is None:
             x, adjacency, labels, weight = batch
             x, labels, graph = x.flatten(0, 1), labels.flatten(), Graph.of(adjacency)
         else:
-            rows, labels, weight, made = batch
-            (x, graph), step = self._whole, made["step"]
-        total, logged = x.values.new_zeros(()) if isinstance(x, Sparse) else x.new_zeros(()), {}
-        for name, copies in self.nets.items():
-            losses = []
-            for i, net in enumerate(copies):  # type: ignore[arg-type]
-                noise = None if step is None else Noise(generator(self._seed, "dropout", name, i, step))
-                logits = net(x, graph, noise)
-                losses.append(weight * functional.cross_entropy(logits if rows is None else logits[rows], labels))
-            loss = torch.stack(losses)
-            total, logged[f"loss/{name}"] = total + loss.sum(), loss.detach().mean()
-        return total, logged
+            rows, labels, weight, now = batch
+            (x, graph), step = self._whole, now["step"]
+
+        def loss(name: str, copy: int, net: nn.Module) -> Tensor:
+            noise = None if step is None else Noise(generator(self._seed, "dropout", name, copy, step))
+            return weight * functional.cross_entropy(net(x, graph, noise)[rows], labels)
+
+        losses: dict[str, Tensor] = {}
+        for name, nets in self.trained.items():
+            copies: Any = nets
+            losses[name] = torch.stack([loss(name, i, net) for i, net in enumerate(copies)])
+        return torch.cat(list(losses.values())).sum(), {f"loss/{n}": each.detach().mean() for n, each in losses.items()}
 
     def groups(self) -> Iterable[Any]:
         """Parameters with the decay that their net asks for; all of them where none does."""
         by_decay: dict[float, list[nn.Parameter]] = {}
-        for copies in self.nets.values():
-            for net in copies:  # type: ignore[union-attr]
+        for nets in self.trained.values():
+            copies: Any = nets
+            for net in copies:
                 decaying = {id(p) for p in net.decaying().parameters()} if net.decay else set()
                 for p in net.parameters():
                     by_decay.setdefault(net.decay if id(p) in decaying else 0.0, []).append(p)
@@ -116,7 +120,7 @@ class NodeClassification(SteppedModule):
         super().on_fit_end()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, Planetoid) and self.trainer.is_global_zero:
-            for name in self.nets:
+            for name in self.trained:
                 right = self.accuracies(name, data)
                 spread = f" ± {right.std() / len(right) ** 0.5:.4f}" if len(right) > 1 else ""
                 log.info("%s: %.4f%s of %d test nodes right", name, right.mean(), spread, len(data.test))
@@ -124,7 +128,7 @@ class NodeClassification(SteppedModule):
     @torch.no_grad()
     def logits(self, name: str, x: Tensor | csr_matrix, graph: Graph, dtype: torch.dtype = torch.float64) -> Tensor:
         """Of every copy of a net, nothing left out: (copies, N, classes)."""
-        nets: Any = copy.deepcopy(self.nets[name]).to(dtype)
+        nets: Any = copy.deepcopy(self.trained[name]).to(dtype)
         given = features(x, dtype, graph.edges.device)
         return torch.stack([net(given, graph) for net in nets])
 

@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -42,6 +42,9 @@ class SteppedModule(LightningModule):
             at step t, so that the first weights are soon forgotten. The average is what checkpoints give to `lab
             sample` and what the claims judge; training goes on from θ, which checkpoints hold too.
         compiled: let `torch.compile` compile `objective`: minutes at the start for a faster step.
+        matmul: what a product of float32 matrices may be: `highest` is float32; with `high` a GPU may round factors to
+            TensorFloat32; with `medium` a CPU goes through oneDNN, which rounds factors to bfloat16 where the processor
+            multiplies such (AMX), and is float32 elsewhere.
     """
 
     splits = True
@@ -55,11 +58,13 @@ class SteppedModule(LightningModule):
         accumulate: PositiveInt = 1,
         ema: Fraction | None = None,
         compiled: bool = False,
+        matmul: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.clip, self.accumulate, self.ema, self.compiled = clip, accumulate, ema, compiled
+        self.matmul = matmul
         self._average: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
@@ -67,6 +72,7 @@ class SteppedModule(LightningModule):
             self.check(self.trainer.datamodule)  # type: ignore[attr-defined]
         except Refusal as refusal:
             raise refusal.within("model") from None
+        torch.set_float32_matmul_precision(self.matmul)
         self._objective = torch.compile(self.objective) if self.compiled else self.objective
 
     def configure_model(self) -> None:

@@ -10,7 +10,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.costs import SquaredEuclidean
-from lab.algorithms.sinkhorn import Transport
+from lab.algorithms.transport import Transport
 from lab.data.blocks import InMemoryData
 from lab.data.measures import GaussianPair
 from lab.errors import Refusal

@@ -83,7 +83,7 @@ class Sparse:
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """(n, d) @ (d, k) → (n, k), differentiable in the dense factor."""
-        return _Product.apply(dense, self)  # type: ignore[no-untyped-call]
+        return _Product.apply(dense, self)
 
     def product(self, dense: Tensor) -> Tensor:
         """X D."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +46,21 @@ class Block(nn.Module):
     Args:
         draw: for the weights, which start uniform within ±1/√inputs; those that end in x are smaller by `gain`.
         causal: let a position see none after it.
+        fused: attention in one kernel that keeps no map.
     """
 
     def __init__(
-        self, draw: torch.Generator, width: int, heads: int, hidden: int, causal: bool = True, gain: float = 1.0
+        self,
+        draw: torch.Generator,
+        width: int,
+        heads: int,
+        hidden: int,
+        causal: bool = True,
+        fused: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.fused = heads, causal, fused
         self.before_attention, self.before_mlp = (nn.LayerNorm(width, bias=False, device="cpu") for _ in range(2))
         self.queries_keys_values = linear(draw, width, 3 * width, bias=False)
         self.attended = linear(draw, width, width, bias=False, gain=gain)
@@ -70,16 +79,33 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """(B, T, w) → (B, T, w)"""
         q, k, v = self.projected(x, cos, sin)
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if self.fused:
+            seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            seen = self._map(q, k) @ v
+        return self._after(x, seen)
+
+    def _after(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.attended(seen.transpose(1, 2).flatten(2))
         return x + self.down(functional.relu(self.up(self.before_mlp(x))).square())
+
+    def next(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One position more: (B, 1, w) and the keys and values before it, () at the first → the same after it."""
+        q, *new = self.projected(x, cos, sin)
+        seen = tuple(torch.cat([old, one], 2) for old, one in zip(past, new, strict=True)) if past else tuple(new)
+        return self._after(x, functional.scaled_dot_product_attention(q, seen[0], seen[1])), seen
 
     def attention(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """softmax(QKᵀ/√d), by its definition: what `forward` computes without keeping it. (B, T, w) → (B, h, T, T)"""
         q, k, _ = self.projected(x, cos, sin)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        return self._map(q, k)
+
+    def _map(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
         if self.causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -math.inf)
+            scores = scores + torch.full_like(scores[0, 0], -math.inf).triu(1)
         return scores.softmax(-1)
 
 
@@ -93,6 +119,7 @@ class Transformer(nn.Module):
         hidden: units of each block's MLP, as a multiple of the width.
         positions: turn queries and keys by their position; without, attention sees a set, but for the mask.
         causal: false shows every position the whole sequence, and with it the answer.
+        fused: attention in one kernel, which keeps no T×T map; false is its definition, as fast where T is small.
         recompute: keep no activations inside a block for the backward pass, but compute them again: less memory for a
             second forward pass.
     """
@@ -107,6 +134,7 @@ class Transformer(nn.Module):
         hidden: PositiveInt = 4,
         positions: bool = True,
         causal: bool = True,
+        fused: bool = True,
         recompute: bool = False,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -117,7 +145,9 @@ class Transformer(nn.Module):
         self.hidden, self.recompute = hidden, recompute
         draw, gain = generator(seed, "Transformer"), 1 / math.sqrt(2 * layers)
         self.symbols = nn.Parameter(0.5 * normal(draw, vocabulary, width))
-        self.blocks = nn.ModuleList(Block(draw, width, heads, hidden * width, causal, gain) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(draw, width, heads, hidden * width, causal, fused, gain) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width, bias=False, device="cpu")
         self.logits = linear(draw, width, vocabulary, bias=False)
         angles = turns(context, width // heads) if positions else None
@@ -146,11 +176,27 @@ class Transformer(nn.Module):
                 x = block(x, cos, sin)
         return self.logits(self.norm(x))
 
+    def next(self, tokens: Tensor, past: Sequence[tuple[Tensor, ...]] = ()) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """Logits of what follows one more symbol (B,), without computing again what came before: (B, V), its keys.
+
+        Args:
+            past: what the call for the symbol before returned beside its logits.
+        """
+        x, seen = self.embedded(tokens.unsqueeze(1)), []
+        at = past[0][0].shape[2] if past else 0
+        cos, sin = (None if z is None else z[at : at + 1].to(x.dtype) for z in (self.cos, self.sin))
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, keys = block.next(x, cos, sin, past[i] if past else ())
+            seen.append(keys)
+        return self.logits(self.norm(x)).squeeze(1), seen
+
     @torch.no_grad()
     def attention(self, tokens: Tensor) -> Tensor:
         """The maps of all heads: (B, T) → (L, B, h, T, T), rows sum to 1"""
         x, maps = self.embedded(tokens), []
         for block in self.blocks:
+            assert isinstance(block, Block)
             maps.append(block.attention(x, *self._turns(x)))
             x = block(x, *self._turns(x))
         return torch.stack(maps)

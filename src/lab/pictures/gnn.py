@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from lab.claim import Run
 from lab.data.csbm import CSBM
+from lab.nets.gcn import GCN
 from lab.nets.geometric import KarateClub
 from lab.nets.graphs import Graph
-from lab.nets.message_passing import GCN
 from lab.pictures import Picture
 from lab.theory import csbm
 from lab.types import PositiveInt
@@ -40,7 +40,9 @@ def _graph(ax: Axes, places: Tensor, edges: Tensor, labels: Tensor, title: str) 
 
     for ends in places[edges.mT[edges[0] < edges[1]]]:  # (2, 2)
         ax.plot(*ends.mT, color="0.8", lw=0.4, zorder=0)
-    ax.scatter(*places.mT, s=16, c=[CLASSES[int(label)] for label in labels], linewidths=0.4, edgecolors=INK)
+    ax.scatter(
+        places[:, 0], places[:, 1], s=16, c=[CLASSES[int(label)] for label in labels], linewidths=0.4, edgecolors=INK
+    )
     ax.set(xticks=[], yticks=[], title=title)
 
 
@@ -51,7 +53,7 @@ class Embedding(Picture):
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
 
-        net = run.model.nets["gcn"][0]
+        net = run.model.trained["gcn"][0]
         x, adjacency, labels = run.data.fresh(1, "Embedding")
         graph = Graph.of(adjacency)
         figure = blank(16, 7.4)
@@ -121,7 +123,7 @@ class Homophily(Picture):
             right, error = self.measured(data, float(q))
             ax.errorbar(data.p - q, right, error, fmt="o", color=MEASURED, ms=3, lw=0.8)
         ax.set(xlabel="$p - q$", ylabel="accuracy", title=f"$p$ = {data.p:g}, {data.nodes} nodes")
-        ax.legend(loc="lower left")
+        ax.legend(loc="lower right")
         return figure
 
     def measured(self, data: CSBM, q: float) -> tuple[float, float]:

@@ -23,13 +23,14 @@ class Papers(Picture):
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
 
-        data, net = run.data, run.model.nets["gcn"][0]
+        data, net = run.data, run.model.trained["gcn"][0]
         x, graph = features(data.x, data.dtype), Graph(data.edges, data.n)
         figure = blank(16, 7.4)
         for ax, one, when in zip(figure.subplots(1, 2), (net.again(), net), ("before", "after"), strict=True):
             right = (one(x, graph).argmax(1) == data.labels)[data.test].double().mean()
             places = plane(one.hidden(x, graph)[data.test])
             for kind in range(data.classes):
-                ax.scatter(*places[data.labels[data.test] == kind].mT, s=4, color=CLASSES[kind], linewidths=0)
+                across, up = places[data.labels[data.test] == kind].mT
+                ax.scatter(across, up, s=4, color=CLASSES[kind], linewidths=0)
             ax.set(xticks=[], yticks=[], title=f"{when} training: {float(right):.1%} right")
         return figure

@@ -52,7 +52,9 @@ class AttentionMaps(Picture):
                             Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=MEASURED, linewidth=0.8)
                         )
             what = "induction head" if induction else "head"
-            title = f"layer {j + 1}, {what}" + (f" {i + 1}" if heads > 1 else "") + f": {float(mean[j, i]):.0%} in frames"
+            title = (
+                f"layer {j + 1}, {what}" + (f" {i + 1}" if heads > 1 else "") + f": {float(mean[j, i]):.0%} in frames"
+            )
             ax.set(title=title, xticks=range(len(names)), yticks=range(len(names)), xlabel="looked at")
             ax.set_xticklabels(names, fontsize=5.5)
             ax.set_yticklabels(names, fontsize=5.5)
@@ -65,12 +67,12 @@ class AttentionMaps(Picture):
 class InContext(Picture):
     """Learning within a sequence: the cross-entropy over symbols seen, and the attention that evidence gets
 
-    Left the net between the Bayes predictor, on which it should lie, and a unigram. Right the induction head's attention
-    on what followed the current symbol, over how often that symbol was seen before, and the weight that Bayes's rule
-    gives to it, n/(n + kα).
+    Left the net, the Bayes predictor, on which it should lie, and a unigram. Right the induction head's attention on
+    what followed the current symbol, over how often that symbol was seen before, and the weight that Bayes's rule gives
+    to it, n/(n + kα).
     """
 
-    def __init__(self, sequences: PositiveInt = 1024) -> None:
+    def __init__(self, sequences: PositiveInt = 4096) -> None:
         self.sequences = sequences
 
     def draw(self, run: Run) -> Figure:

@@ -68,6 +68,8 @@ def mean_accuracy_by_degree(n: int, p: float, q: float, s: float) -> tuple[NDArr
     law = neighbour_law(n, p, q)
     k, d = np.indices(law.shape)
     degree = (k + d).ravel()
-    weight = np.bincount(degree, law.ravel(), minlength=n)
-    right = np.bincount(degree, (law * accuracy_given_neighbours(n, s)).ravel(), minlength=n)
-    return np.divide(right, weight, out=np.full(n, 0.5), where=weight > 0), weight
+    weight, right, accuracy = np.zeros(n), np.zeros(n), np.full(n, 0.5)
+    np.add.at(weight, degree, law.ravel())
+    np.add.at(right, degree, (law * accuracy_given_neighbours(n, s)).ravel())
+    np.divide(right, weight, out=accuracy, where=weight > 0)
+    return accuracy, weight

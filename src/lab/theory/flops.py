@@ -8,6 +8,8 @@ def matmul_parameters(layers: int, width: int, hidden: int, vocabulary: int) -> 
 
     Four w×w matrices a layer make queries, keys, values and the attention's output, two w×h the other half, one w×V
     the logits.
+
+    (Kaplan et al. 2020, Table 1.)
     """
     return layers * (4 * width**2 + 2 * width * hidden) + width * vocabulary
 

@@ -31,7 +31,10 @@ def entropy_rate(transition: Tensor) -> Tensor:
 
 
 def chain_losses(tokens: Tensor, transition: Tensor) -> Tensor:
-    """−ln P(x_t | x_{t−1}) for t = 1 … T−1: the code of whoever knows the chain. (N, T), (k, k) → (N, T−1)"""
+    """−ln P(x_t | x_{t−1}) for t = 1 … T−1: the code of whoever knows the chain. (N, T), (k, k) → (N, T−1)
+
+    (Cover & Thomas 2006, §5.3.)
+    """
     return -transition[tokens[:, :-1], tokens[:, 1:]].log()
 
 
@@ -62,6 +65,8 @@ def posterior_mean_losses(tokens: Tensor, symbols: int, concentration: float) ->
 def unigram_losses(tokens: Tensor, symbols: int, concentration: float) -> Tensor:
     """−ln (n_j + α)/(t + kα), n_j how often j = x_t is among x₀ … x_{t−1}: the predictor that knows no order.
 
+    (Bernardo & Smith 1994, §5.2; Edelman, Tsilivis, Edelman, Malach & Goel 2024, §2.)
+
     Returns: for t = 1 … T−1, (N, T−1)
     """
     counts = one_hot(tokens, symbols).double().cumsum(1)[:, :-1]  # (N, T−1, k)
@@ -75,6 +80,8 @@ def evidence_weight(tokens: Tensor, symbols: int, concentration: float) -> tuple
     The posterior mean is an average of what was seen and of the prior,
 
         (n_ij + α)/(n_i + kα) = w · n_ij/n_i + (1 − w) · 1/k,  w = n_i/(n_i + kα).
+
+    (Bernardo & Smith 1994, §5.2.)
 
     Returns: for t = 0 … T−1, (N, T) twice
     """
