@@ -189,6 +189,11 @@ def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFix
     assert states["k=8"] == ("failed", "out of memory", "18_0")
     assert dispatch(["status", "s"]) == 0
     assert "3 runs: 1 failed, 1 queued, 1 done" in capsys.readouterr().out
+    stand_in("squeue", "exit 0")
+    stand_in("scontrol", 'echo "JobId=20 ArrayJobId=$4 ArrayTaskId=4294967294 JobState=CANCELLED Reason=Priority"')
+    states = {row.name: (row.state, row.reason) for row in results.collect(Path("s"))}
+    assert states["k=4"] == states["k=8"] == ("failed", "cancelled"), "each of the waiting tasks was cancelled"
+    stand_in("squeue", f"echo '17|1|PENDING|Priority|{script}'")
     stand_in("scancel", 'echo "$@" > cancelled')
     assert dispatch(["cancel", "s"]) == 0
     assert Path("cancelled").read_text() == "17_1\n"

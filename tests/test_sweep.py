@@ -218,6 +218,16 @@ def test_the_state_of_runs_without_a_verdict(tmp_path: Path) -> None:
     assert (failed.state, failed.reason) == ("failed", "RuntimeError: no")
 
 
+def test_the_table_is_kept_as_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results.print_table([row("a", 1.0, k="2"), row("b", 3.0, k="4")], file=tmp_path / results.TABLE)
+    kept = (tmp_path / results.TABLE).read_text()
+    assert [line.split() for line in kept.splitlines() if line.strip()] == [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.strip()
+    ]
+    assert "\x1b" not in kept
+    assert kept.split()[:2] == ["k", "loss"]
+
+
 def test_results_csv_has_a_line_for_every_point(tmp_path: Path) -> None:
     results.write_csv([row("a", 1.0, k="2"), row("b", math.nan, state="failed", k="4")], tmp_path / "results.csv")
     lines = list(csv.DictReader((tmp_path / "results.csv").open()))

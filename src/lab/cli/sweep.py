@@ -147,11 +147,11 @@ def report(sweep: Sweep, optimum: Optimum) -> list[Any]:
     if done:
         title = f"{sweep.experiment}: {len(done)} runs, {sum(row.holds for row in done)} hold"
         figures.save(figure.draw(done, title=title, optimum=optimum.values), sweep.path)
-    results.print_table(rows)
+    results.print_table(rows, file=sweep.path / results.TABLE)
     failed, pruned = (sum(row.state == state for row in rows) for state in ("failed", "pruned"))
     gave_up = f", {pruned} pruned" if pruned else ""
     print(f"{len(done)} of {len(rows)} runs finished, {sum(row.holds for row in done)} hold, {failed} failed{gave_up}")
-    for name in (results.RESULTS, "figure.svg"):
+    for name in (results.RESULTS, results.TABLE, "figure.svg"):
         if (sweep.path / name).exists():
             print(f"{name:<12} {sweep.path / name}")
     return rows

@@ -33,6 +33,10 @@ _WHY = {
 }
 
 
+_REST = 4294967294
+"""The index of what is left of an array in the controller when its waiting tasks were cancelled one by one."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One task of an array, as SLURM last knew it."""
@@ -151,7 +155,14 @@ def _ended(ids: Sequence[str]) -> dict[str, Job]:
                 known |= parse_scontrol(_ask("scontrol", "--oneliner", "show", "job", array))
             except Refusal:  # it ended so long ago that it is forgotten
                 continue
-    return {job: known[job] for job in ids if job in known}
+    found = {}
+    for job in ids:
+        rest = known.get(f"{job.partition('_')[0]}_{_REST}")
+        if job in known:
+            found[job] = known[job]
+        elif rest is not None and not rest.live:
+            found[job] = Job(job, rest.state)
+    return found
 
 
 def parse_sacct(lines: Iterable[str]) -> dict[str, Job]:

@@ -17,7 +17,7 @@ from lab.sweep.local import CONSOLE
 from lab.sweep.plan import read_record
 
 State = Literal["done", "running", "queued", "failed", "pruned", "waiting"]
-RESULTS = "results.csv"
+RESULTS, TABLE = "results.csv", "table.txt"
 PRUNED = "pruned"
 """The file in the run directory of a trial that a search gave up: says why."""
 
@@ -184,15 +184,19 @@ def by_values(rows: Iterable[Row], by: Sequence[str] = ()) -> list[Group]:
     return list(groups.values())
 
 
-def print_table(rows: Sequence[Row], groups: Sequence[Group] | None = None, over: str = "seeds") -> None:
+def print_table(
+    rows: Sequence[Row], groups: Sequence[Group] | None = None, over: str = "seeds", file: Path | None = None
+) -> None:
     """What varies, the objective and the claims held, a line for each combination of values.
 
     Args:
         rows: all of them.
         groups: the lines of the table; rows grouped over seeds where none are given.
         over: what the rows of a group differ in.
+        file: where the table is written as well, as wide as it is.
     """
     from rich import box
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -222,6 +226,10 @@ def print_table(rows: Sequence[Row], groups: Sequence[Group] | None = None, over
         cells = [*map(_short, group.values.values()), *counted, mean, claims, seconds, said]
         table.add_row(*map(escape, cells))
     stdout(table).print(table)
+    if file is not None:
+        text = io.StringIO()
+        Console(file=text, width=Console(width=10_000).measure(table).maximum).print(table)
+        write_atomically(file, text.getvalue())
 
 
 def _last_line(path: Path) -> str:
