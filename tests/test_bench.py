@@ -77,7 +77,7 @@ def test_the_examples_loss_is_the_labs(tmp_path: Path) -> None:
     vae, loop = module("vae"), module("loop")
     vae.digits_as_mnist(tmp_path, 256, 128)
     example = vae.Example(tmp_path, "mnist")
-    data, model = loop.instantiated(vae.config(tmp_path, "mnist", 2, "32-true"))
+    data, model = loop.instantiated(vae.config(tmp_path, "mnist", 2))
     layers = example.layers
     with torch.no_grad():
         for name in ("weight", "bias"):

@@ -12,8 +12,9 @@ How to read it: `ratio` is the lab's images a second over the example's in the s
 --data-root names a folder with MNIST/raw or FashionMNIST/raw, files unpacked; without it images of the same shape are
 made from scikit-learn's digits.
 
-Where the processor multiplies bfloat16, `lab, bf16` is the same run with `trainer.precision=bf16-mixed`: weights, loss
-and optimiser in float32, the layers' products in bfloat16.
+Two more rows are the same run with one more option: `model.matmul=medium`, by which a CPU takes products of float32
+matrices through oneDNN, and, where the processor multiplies bfloat16, `trainer.precision=bf16-mixed`: weights, loss and
+optimiser in float32, the layers' products in bfloat16.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ class Example:
 
     def epoch(self) -> float:
         """Seconds of one pass over the images."""
+        import torch
+
+        torch.set_float32_matmul_precision("highest")  # torch's default; a run of the lab sets its own
         started, total = time.perf_counter(), 0.0
         for x, _ in self.train:
             self.optimizer.zero_grad()
@@ -117,10 +121,9 @@ class Example:
         return total / images
 
 
-def config(root: Path, source: str, steps: int, precision: str) -> Any:
+def config(root: Path, source: str, steps: int, *more: str) -> Any:
     """The frozen config of so many steps of `vae_mnist`."""
-    overrides = ["experiment=vae_mnist", f"data_root={root}", f"data.source={source}", f"trainer.precision={precision}"]
-    return loop.frozen(overrides, steps, 50)
+    return loop.frozen(["experiment=vae_mnist", f"data_root={root}", f"data.source={source}", *more], steps, 50)
 
 
 def lab_held_out(cfg: Any, weights: list[Any]) -> float:
@@ -140,10 +143,12 @@ def measure(root: Path, source: str, images: int, options: argparse.Namespace) -
     import torch
 
     steps, epochs = images // BATCH, 1 if options.quick else EPOCHS
-    precisions = {"lab": "32-true"} | ({"lab, bf16": "bf16-mixed"} if torch.cpu._is_avx512_bf16_supported() else {})
+    ways = {"lab": [], "lab, matmul=medium": ["model.matmul=medium"]}
+    if torch.cpu._is_avx512_bf16_supported():
+        ways["lab, bf16-mixed"] = ["trainer.precision=bf16-mixed"]
     example = Example(root, source)
     works: dict[str, Callable[[], float]] = {"example": example.epoch} | {
-        name: partial(_epoch_of_lab, config(root, source, steps, precision)) for name, precision in precisions.items()
+        name: partial(_epoch_of_lab, config(root, source, steps, *more)) for name, more in ways.items()
     }
     seconds = common.interleaved(works, options.repeats)
     # the example's loader serves the last, short batch too
@@ -153,8 +158,8 @@ def measure(root: Path, source: str, images: int, options: argparse.Namespace) -
     for _ in range(epochs):
         again.epoch()
     losses = {"example": again.held_out()}
-    for name, precision in precisions.items():
-        cfg = config(root, source, epochs * steps, precision)
+    for name, more in ways.items():
+        cfg = config(root, source, epochs * steps, *more)
         losses[name] = lab_held_out(cfg, loop.lab(cfg).weights)
     rows = [
         [name, common.spread(rate[name], 0), common.spread(common.ratios(rate[name], rate["example"])), f"{loss:.2f}"]
