@@ -102,7 +102,7 @@ class Malicious:
         Path("x"),
         len,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # of one text in every process
 )
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_what_is_no_array_is_refused_and_nothing_is_called(
