@@ -13,10 +13,11 @@ import pytest
 
 from lab.compose import compose, experiments, lineage, source
 from lab.errors import HOLDS, REFUTED
+from lab.machine import needs_files
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-NAMES = [n for n in experiments() if lineage(n) == (n,) and "source" not in compose([f"experiment={n}"]).data]
+NAMES = [n for n in experiments() if lineage(n) == (n,) and not needs_files(compose([f"experiment={n}"]).data)]
 """The experiments that need no files and vary no other."""
 
 

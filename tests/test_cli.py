@@ -23,6 +23,7 @@ from lab.cli import complete as completion
 from lab.cli import help as help_page
 from lab.cli import list as listing
 from lab.cli import record as recording
+from lab.cli import verify as verifying
 from lab.cli.show import relation
 from lab.compose import compose, experiments
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
@@ -483,3 +484,10 @@ def test_what_would_be_ignored_or_cannot_be_is_refused(lab: Lab, override: str, 
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_without_names_takes_what_every_machine_can() -> None:
+    chosen = set(verifying._for_every_machine(list(experiments())))
+    assert {"linear_regression", "pca_autoencoder", "vae", "transformer", "diffusion", "gnn", "sinkhorn_ot"} <= chosen
+    assert "diffusion_digits" in chosen
+    assert not {"vae_mnist", "transformer_text", "gnn_cora", "gnn_large", "sinkhorn_ot_large"} & chosen

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -177,8 +178,13 @@ def _check_batches(key: str, node: Any, processes: int, most: int | None) -> Non
                 _check_batches(f"{key}[{position}]", value, processes, most)
 
 
+def needs_files(data: Mapping[Any, Any]) -> bool:
+    """Whether data are read from files that do not come with the lab: from below a root, or from a path."""
+    return "root" in data or "path" in data
+
+
 def _check_files(data: dict[str, Any]) -> None:
-    if {"source", "root"} <= data.keys():
+    if "root" in data:
         from lab.data.sources import require
 
         require(data["source"], Path(data["root"]))

@@ -175,7 +175,7 @@ class Equivariance(Claim):
     """
 
     reference = "Bronstein, Bruna, Cohen & Veličković 2021, §5.3; Maron et al. 2019"
-    symbol = "relative difference"
+    symbol = "difference"
     relation = equal("rounding: sums of up to a few hundred numbers in another order, 10⁻¹⁶ each", atol=1e-11)
 
     def __init__(self, nets: Annotated[list[str], MinLen(1)]) -> None:

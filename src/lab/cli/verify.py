@@ -15,6 +15,7 @@ from typing import Any
 from lab import compose, paths
 from lab.cli.arguments import Arguments
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest
+from lab.machine import needs_files
 
 MOST_SEEDS = 10_000
 OWN = {
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         "verify", "Run experiments and say in one table whether every claim holds and every control refutes."
     )
     arguments.add_argument(
-        "names", nargs="*", metavar="name", help="experiments; all that need no files when none is named"
+        "names", nargs="*", metavar="name", help="experiments; all that need neither files nor a GPU when none is named"
     )
     arguments.add_argument("--controls", action="store_true", help="run the controls too: their claims must be refuted")
     arguments.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N−1 (default 1)")
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
             raise Refusal(f"{name} is not an experiment; allowed: {', '.join(known)}{nearest(name, known)}")
 
     folder = paths.OUTPUTS / "verify" / time.strftime("%Y%m%d-%H%M%S")
-    jobs = list(_jobs(given.names or list(_without_files(known)), given, folder))
+    jobs = list(_jobs(given.names or list(_for_every_machine(known)), given, folder))
     code, rows = _run(jobs, given.jobs)
     if code:
         return code
@@ -98,10 +99,10 @@ def _without_the_rest(cfg: Any, control: str) -> Iterator[str]:
     yield from (f"~pictures.{name}" for name in cfg.get("pictures", {}))
 
 
-def _without_files(names: list[str]) -> Iterator[str]:
-    """Experiments whose data come with the lab: those that need files are verified when they are named."""
+def _for_every_machine(names: list[str]) -> Iterator[str]:
+    """Experiments that need neither files nor a GPU: the others are verified when they are named."""
     for name in names:
-        if not {"source", "path"} & compose.compose([f"experiment={name}"]).data.keys():
+        if not name.endswith("_large") and not needs_files(compose.compose([f"experiment={name}"]).data):
             yield name
 
 
