@@ -40,19 +40,19 @@ class _OfNet(Claim):
             raise Refusal(f"net={self.net} is none of model.nets: {', '.join(model.nets)}")
 
 
-class _Accuracy(_OfNet):
+class Accuracy(_OfNet):
     """A claim about how many nodes of fresh graphs are classified right."""
 
     def __init__(self, net: str, graphs: Annotated[int, Ge(100)] = 4000) -> None:
         super().__init__(net)
         self.graphs = graphs
 
-    def right(self, run: Run) -> tuple[Tensor, Tensor]:
-        """(which nodes are classified right, their degrees), of fresh graphs: (g, n) each."""
+    def right(self, run: Run, data: CSBM | None = None) -> tuple[Tensor, Tensor]:
+        """(which nodes are classified right, their degrees), of fresh graphs, of the run's law or another: (g, n)."""
         parts = []
         for part in range(math.ceil(self.graphs / 500)):
             size = min(500, self.graphs - 500 * part)
-            x, adjacency, labels = run.data.fresh(size, "held out", part)
+            x, adjacency, labels = (data or run.data).fresh(size, "held out", part)
             logits = run.model.logits(self.net, x.flatten(0, 1), Graph.of(adjacency))[0]
             parts.append((logits.argmax(-1).reshape(labels.shape) == labels, adjacency.sum(-1)))
         right, degree = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -63,7 +63,7 @@ class _Accuracy(_OfNet):
         return Quantity(each.mean(), each.std() / len(each) ** 0.5)
 
 
-class FeatureAccuracy(_Accuracy):
+class FeatureAccuracy(Accuracy):
     """Without edges, a network is right as often as the best classifier of features alone: Φ(‖μ‖/σ)
 
     The log-odds of the classes are 2μᵀx/σ², and yμᵀx/(‖μ‖σ) is normal with mean ‖μ‖/σ and variance 1: no function of x
@@ -86,7 +86,7 @@ class FeatureAccuracy(_Accuracy):
         return self.accuracy(run)
 
 
-class MeanAccuracy(_Accuracy):
+class MeanAccuracy(Accuracy):
     """One mean over a node and its neighbours is right with probability E Φ(‖μ‖(1 + K − D)/(σ√(K + D + 1)))
 
     The mean has the signal (1 + K − D)/(1 + K + D) of a node and 1/(1 + K + D) of its variance; K ~ Bin(n/2 − 1, p) and
@@ -110,7 +110,7 @@ class MeanAccuracy(_Accuracy):
         return self.accuracy(run)
 
 
-class AccuracyByDegree(_Accuracy):
+class AccuracyByDegree(Accuracy):
     """Nodes with m neighbours are classified right with probability E[Φ(‖μ‖(1 + K − D)/(σ√(1 + m))) | K + D = m]
 
     One neighbour is worse than none: it may cancel the node's own signal. Then the signal grows as m and the noise as
@@ -147,7 +147,7 @@ class AccuracyByDegree(_Accuracy):
         return Quantity(share, (hits - share * nodes).square().sum(0).sqrt() / nodes.sum(0))
 
 
-class GraphHelps(_Accuracy):
+class GraphHelps(Accuracy):
     """Where classes are joined unequally enough, one mean over neighbours tells more than the features of a node can
 
     E Φ(s(1 + K − D)/√(K + D + 1)) > Φ(s): neighbours of a node's own class must outnumber the others by more than what
