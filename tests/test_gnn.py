@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import gnn as claims
-from lab.claims.gnn_homophily import GraphHurts
 from lab.data import graphs
 from lab.data.csbm import CSBM
 from lab.data.planetoid import Planetoid
@@ -554,7 +553,7 @@ ACCURACIES: list[Callable[[], Claim]] = [
     lambda: claims.FeatureAccuracy("mlp"),
     lambda: claims.MeanAccuracy("mean"),
     lambda: claims.AccuracyByDegree("mean"),
-    lambda: GraphHurts("mean"),
+    lambda: claims.GraphHurts("mean"),
 ]
 
 
@@ -586,7 +585,7 @@ def test_neighbours_that_tell_nothing_do_not_help() -> None:
 
 def test_the_graph_hurts_where_theory_says(data: CSBM) -> None:
     """Of each assortment that is asked for, the measurement alone says on which side of features it is."""
-    claim, model = GraphHurts("mean"), exact(data)
+    claim, model = claims.GraphHurts("mean"), exact(data)
     [predicted, measured] = claim.predict(data), claim.measure(Run(model, data))
     alone = csbm.bayes_accuracy(data.separation)
     helps = [bool(value > alone) for value in np.asarray(predicted.value)]
@@ -624,7 +623,7 @@ def test_wrong_formulas_are_refuted(data: CSBM, name: str, monkeypatch: pytest.M
     model = exact(data)
     made: list[Claim] = [claims.FeatureAccuracy("mlp") if function == "bayes_accuracy" else claims.MeanAccuracy("mean")]
     if function == "accuracy_given_neighbours":
-        made += [claims.AccuracyByDegree("mean"), GraphHurts("mean")]
+        made += [claims.AccuracyByDegree("mean"), claims.GraphHurts("mean")]
     evidence = [judged(claim, data, model) for claim in made]
     assert all(e.judged.holds for e in evidence)
     monkeypatch.setattr(csbm, function, wrong)
