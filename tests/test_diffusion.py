@@ -78,26 +78,38 @@ def test_density_and_score_are_those_of_the_mixture() -> None:
 
 def test_the_expected_noise_is_the_mean_of_the_noise_given_what_is_seen() -> None:
     """By integrating over all x₀: E[ε|x] = ∫ ε p(x₀) N(x; αx₀, σ²) dx₀ / p(x)."""
-    law, alpha, sigma = three(), 0.8, 0.6
+    law, alpha, sigma, log_snr = three(), 0.8, 0.6, 2 * math.log(0.8 / 0.6)
     axis = torch.linspace(-9, 9, 601, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     prior = torch_law(law).log_prob(grid)
     for x in normal(5, 2, seed=3):
         noise = (x - alpha * grid) / sigma
         weight = (prior + Normal(0.0, 1.0).log_prob(noise).sum(-1)).softmax(0)
-        close(mixture.expected_noise(law, x[None], alpha, sigma)[0], weight @ noise)
+        close(mixture.expected_noise(law, x[None], log_snr)[0], weight @ noise)
+
+
+@pytest.mark.parametrize("log_snr", [-5.0, 0.7, 8.0])
+def test_noise_leaves_the_law_of_a_scaled_and_blurred_mixture(log_snr: float) -> None:
+    """p(x_t = αx) α^d is the density of x₀ + (σ/α) ε at x; and of both by the mixture's components."""
+    law, x = three(), normal(20, 2)
+    alpha, sigma = signal_and_noise(number(log_snr))
+    noisy = mixture.with_noise(law, log_snr)
+    close(noisy.means, alpha * law.means)
+    close(noisy.covariances, alpha**2 * law.covariances + sigma**2 * torch.eye(2, dtype=torch.float64))
+    seen = mixture.log_density(mixture.blurred(law, log_snr), x)
+    close(seen, mixture.log_density(noisy, alpha * x) + 2 * alpha.log())
 
 
 @pytest.mark.parametrize("log_snr", [-5.0, 0.0, 2.0, 6.0])
 def test_the_floor_is_the_loss_of_the_expected_noise(log_snr: float) -> None:
     law = three()
     alpha, sigma = (float(v) for v in signal_and_noise(number(log_snr)))
-    floor = mixture.minimum_mean_squared_error(law, alpha, sigma)
+    floor = mixture.minimum_mean_squared_error(law, log_snr)
     torch.manual_seed(0)
     x, noise = torch_law(law).sample((100_000,)), normal(100_000, 2)
-    errors = (noise - mixture.expected_noise(law, alpha * x + sigma * noise, alpha, sigma)).square().sum(1)
+    errors = (noise - mixture.expected_noise(law, alpha * x + sigma * noise, log_snr)).square().sum(1)
     assert abs(float(errors.mean()) - floor) < SIGMAS * float(errors.std()) / 100_000**0.5
-    finer = mixture.minimum_mean_squared_error(law, alpha, sigma, resolution=6.0)
+    finer = mixture.minimum_mean_squared_error(law, log_snr, resolution=6.0)
     assert floor == pytest.approx(finer, rel=1e-9)
 
 
@@ -105,9 +117,8 @@ def test_a_single_gaussian_has_the_floor_and_entropy_of_a_gaussian() -> None:
     root = normal(2, 2)
     covariance = root @ root.mT
     law = Mixture(torch.ones(1, dtype=torch.float64), normal(1, 2, seed=1), covariance[None])
-    alpha, sigma = signal_and_noise(number(1.3))
     floor = wiener.linear_mean_squared_error(torch.linalg.eigvalsh(covariance), 1.3)
-    assert mixture.minimum_mean_squared_error(law, float(alpha), float(sigma)) == pytest.approx(floor, rel=1e-10)
+    assert mixture.minimum_mean_squared_error(law, 1.3) == pytest.approx(floor, rel=1e-10)
     exact = float(MultivariateNormal(law.means[0], covariance).entropy())
     assert mixture.entropy(law) == pytest.approx(exact, rel=1e-10)
 
@@ -117,13 +128,10 @@ def test_information_grows_with_the_signal_by_half_the_floor() -> None:
     law = three()
 
     def information(log_snr: float) -> float:
-        alpha, sigma = (float(v) for v in signal_and_noise(number(log_snr)))
-        return mixture.entropy(mixture.with_noise(law, alpha, sigma)) - math.log(2 * math.pi * math.e * sigma**2)
+        _, sigma = signal_and_noise(number(log_snr))
+        return mixture.entropy(mixture.with_noise(law, log_snr)) - math.log(2 * math.pi * math.e * float(sigma) ** 2)
 
-    def floor(log_snr: float) -> float:
-        return mixture.minimum_mean_squared_error(law, *(float(v) for v in signal_and_noise(number(log_snr))))
-
-    expected, _ = integrate.quad(floor, -1, 2, epsrel=1e-8)
+    expected, _ = integrate.quad(partial(mixture.minimum_mean_squared_error, law), -1, 2, epsrel=1e-8)
     assert information(2) - information(-1) == pytest.approx(0.5 * expected, rel=1e-7)
 
 
@@ -574,10 +582,7 @@ class Exact(torch.nn.Module):
             alpha, sigma = signal_and_noise(level.double())
             rows = log_snr == level
             at = x[rows].double()
-            noise = mixture.expected_noise(self.law, at, float(alpha), float(sigma)) if not at.requires_grad else None
-            if noise is None:
-                law = mixture.with_noise(self.law, float(alpha), float(sigma))
-                noise = -sigma * mixture.score(law, at)
+            noise = mixture.expected_noise(self.law, at, float(level))
             out[rows] = ((noise - sigma * at) / alpha).to(x)
         return self.wrong(out)
 

@@ -6,7 +6,6 @@ dimensions; entropies are in nats.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -70,8 +69,7 @@ class _PerLevel(_InThePlane):
                 raise Refusal(f"{name}={level} lies outside model.schedule, which trains λ from {span}")
 
     def floors(self, data: GaussianMixture) -> list[float]:
-        levels = (signal_and_noise(torch.tensor(float(level), dtype=torch.float64)) for level in self.levels)
-        return [mixture.minimum_mean_squared_error(data.law, float(alpha), float(sigma)) for alpha, sigma in levels]
+        return [mixture.minimum_mean_squared_error(data.law, level) for level in self.levels]
 
 
 class _Loss(_PerLevel):
@@ -280,10 +278,7 @@ class Integrator(_ByODE):
         super().__init__(400, steps)
 
     def predict(self, data: GaussianMixture) -> Quantity:
-        alpha, sigma = (float(v) for v in signal_and_noise(torch.tensor(8.0, dtype=torch.float64)))
-        noisy = mixture.with_noise(data.law, alpha, sigma)
-        x = data.fresh(self.draws, "Integrator")
-        return Quantity(mixture.log_density(noisy, alpha * x) + data.d * math.log(alpha))
+        return Quantity(mixture.log_density(mixture.blurred(data.law, 8.0), data.fresh(self.draws, "Integrator")))
 
     def measure(self, run: Run) -> Quantity:
         def velocity(x: Tensor, log_snr: Tensor) -> Tensor:
