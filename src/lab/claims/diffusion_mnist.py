@@ -62,7 +62,8 @@ class Wiener(_OfImages):
     reference = "Guo, Shamai & Verdú 2011, Prop. 15; Wiener 1949"
     symbol, x_symbol, log = r"$E\|\varepsilon - \hat\varepsilon\|^2$", r"log-SNR $\lambda$", "y"
     relation = at_most(
-        "the least of the linear losses; a network that is better than it is so by far: by half and more"
+        "the least of the linear losses; a network that is better is so by far: of digits by 13 % at λ = 0 and by 34 % "
+        "and more from λ = 2 on"
     )
 
     def __init__(self, least: int = -2, most: int = 6, images: PositiveInt = 200) -> None:
@@ -183,7 +184,7 @@ class Frechet(_OfImages):
     reference = "Heusel et al. 2017, eq. 6; Dowson & Landau 1982"
     symbol = "Fréchet distance"
     relation = at_most(
-        "the distance of the best linear model's samples; a trained network's is several times less"
+        "the distance of the best linear model's samples; of digits a trained network's is less than half of it"
     )
 
     def __init__(self, n: PositiveInt = 300, steps: PositiveInt = 32) -> None:
