@@ -187,23 +187,6 @@ def diffusion_bound(velocity: Velocity, schedule: Schedule, x: Tensor, noise: Te
     return 0.5 * schedule.speed(times) * squared_errors(velocity, x, noise, schedule.log_snr(times))
 
 
-def stepwise_bound(
-    velocity: Velocity, schedule: Schedule, x: Tensor, noise: Tensor, step: Tensor, steps: int
-) -> Tensor:
-    """½ T (e^{λ_s − λ_t} − 1) ‖ε − ε̂‖², t = i/T, s = (i − 1)/T: its mean over i is the bound of T ancestral steps.
-
-    (Kingma, Salimans, Poole & Ho 2021, eq. 14.)
-
-    Args:
-        x: x₀, (n, d). noise: (n, d). step: i ∈ {1, …, T}, (n,). steps: T.
-
-    Returns: (n,)
-    """
-    step = step.to(x)
-    at, before = schedule.log_snr(step / steps), schedule.log_snr((step - 1) / steps)
-    return 0.5 * steps * torch.expm1(before - at) * squared_errors(velocity, x, noise, at)
-
-
 def reconstruction_loss(x: Tensor, noise: Tensor, grey: Tensor, most: float) -> Tensor:
     """−ln p(x₀ | x₀ + e^{−λ/2} ε), each pixel one of the values `grey`, at the log-SNR λ = `most`, in nats. → (n,)
 
