@@ -250,6 +250,11 @@ def test_what_is_wrong_with_nodes_by_name_is_refused(override: str, words: list[
         assert word in line
 
 
+def test_a_net_of_images_has_channels() -> None:
+    line = refusal("experiment=diffusion_digits", "model.net.channels=[]")
+    assert line == "model.net.channels=[] is not allowed: a list that is not empty, each an integer ≥ 1"
+
+
 def test_an_empty_data_root_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_DATA", "")
     assert 'data_root="" (it is ${oc.env:LAB_DATA,data}) is not allowed' in refusal(PCA)

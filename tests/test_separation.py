@@ -1,4 +1,4 @@
-"""`predict` sees no run and `measure` reaches no theory, read from the source by following every name."""
+"""`predict` sees no run, `measure` reaches no theory, and nothing is called by both: read by following every name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from lab.signature.source import Definition, Module, expression, find, lineage
 RUN = {"model", "step_norms", "trainer", "lightning_module"}
 """Names under which `predict` could see what was trained."""
 
+COMMON = ("data", "random", "claim", "errors", "types", "models.features")
+"""Modules that both sides may call: what is given to both, and the eyes that both look at images with."""
+
+PLACES = {"lab.claims.sinkhorn_ot_digits._apart", "lab.claims.transformer.Causality.at"}
+"""What both sides call to say where they are compared: at which entries, at which places. It computes no value."""
+
 
 class Reach:
-    """What a method of a class may call in `<package>.theory`, and the names that it may look at.
+    """What a method of a class may call, in `<package>.theory` and elsewhere, and the names that it may look at.
 
     Followed are: names bound at module level, through imports, aliases and re-exports, into functions, classes and
     values of the package; `self.x` and `super().x`, into methods, class attributes and whatever any method assigns to
@@ -30,6 +36,7 @@ class Reach:
     def __init__(self, package: str, cls: Definition, method: str) -> None:
         self.package, self.lineage = package, list(lineage(cls))
         self.theory: set[str] = set()
+        self.called: set[str] = set()
         self.names: set[str] = set()
         self._seen: set[ast.AST] = set()
         self._own(method)
@@ -40,6 +47,7 @@ class Reach:
             for node in ast.walk(owner.node):
                 match node:
                     case ast.FunctionDef(name=bound) if bound == name:
+                        self.called.add(f"{owner.name}.{bound}")
                         self._walk(owner.module, node)
                     case ast.Assign(targets=targets, value=value):
                         if any(name in _bound(target, node in owner.node.body) for target in targets):
@@ -94,7 +102,7 @@ class Reach:
                 self._definition(found)
 
     def _definition(self, found: Definition) -> None:
-        module = found.module
+        module, called = found.module, set(self.called)
         if module.name.startswith(f"{self.package}.theory"):
             self.theory.add(".".join(filter(None, (module.name, getattr(found.node, "name", "")))))
         elif module.name.startswith(f"{self.package}."):
@@ -106,6 +114,10 @@ class Reach:
                     self._walk(owner.module, node)
             if found.node is not None and not isinstance(found.node, ast.ClassDef):
                 self._walk(module, found.node)
+            if found.name.startswith(tuple(f"{self.package}.{common}." for common in COMMON)):
+                self.called = called
+            elif isinstance(found.node, ast.ClassDef | ast.FunctionDef):
+                self.called.add(found.name)
 
 
 def _bound(target: ast.AST, in_class: bool) -> set[str]:
@@ -136,8 +148,10 @@ def violations(package: str, target: str) -> list[str]:
     """How a claim mixes theory and measurement, in words."""
     cls = definition(target)
     predict, measure = Reach(package, cls, "predict"), Reach(package, cls, "measure")
+    shared = predict.called & measure.called
     wrong = [f"measure reaches {name}" + ", as predict does" * (name in predict.theory) for name in measure.theory]
     wrong += [f"predict looks at {name}" for name in predict.names & RUN]
+    wrong += [f"predict and measure both call {name}" for name in shared - PLACES]
     for owner in lineage(cls):
         methods = (node for node in owner.node.body if isinstance(node, ast.FunctionDef) and node.name == "predict")
         for args in (method.args for method in methods):
@@ -167,6 +181,11 @@ def test_what_predict_reaches_is_seen() -> None:
     }
 
 
+def test_what_says_where_sides_are_compared_is_called_by_both() -> None:
+    sides = [[Reach("lab", definition(target), side).called for side in ("predict", "measure")] for target in CLAIMS]
+    assert set().union(*(predict & measure for predict, measure in sides)) == PLACES
+
+
 Check = Callable[..., list[str]]
 _numbers = count()
 
@@ -182,6 +201,10 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
             "__init__": "",
             "theory/__init__": "",
             "theory/forms": "def tail(x): ...\ndef head(x): ...",
+            "data/__init__": "",
+            "data/points": "def draw(x): return inner(x)\ndef inner(x): ...",
+            "algorithms/__init__": "",
+            "algorithms/levels": "def level(x): return deep(x)\ndef deep(x): ...",
             "claims/__init__": "",
             "claims/helpers": textwrap.dedent(helpers),
             "claims/one": claim + textwrap.indent(textwrap.dedent(body), "    "),
@@ -249,6 +272,28 @@ def test_a_shared_function_is_called_shared(check: Check) -> None:
     assert check(f"{RIGHT}def measure(self, run):\n    return tail(1)", top=TAIL) == [
         "measure reaches theory.forms.tail, as predict does"
     ]
+
+
+@pytest.mark.parametrize(
+    ("predict", "measure", "top", "name"),
+    [
+        ("level(1)", "level(2)", "from PKG.algorithms.levels import level", "algorithms.levels.level"),
+        ("deep(1)", "level(2)", "from PKG.algorithms.levels import deep, level", "algorithms.levels.deep"),
+        ("level(1)", "other(2)", "from PKG.algorithms.levels import level\nother = level", "algorithms.levels.level"),
+        ("both(1)", "both(2)", "def both(x): ...", "claims.one.both"),
+        ("self.both(1)", "self.both(2)", "class B(Claim):\n    def both(self, x): ...", "claims.one.B.both"),
+        ("Sum(1)", "Sum(2)", "class Sum: ...", "claims.one.Sum"),
+    ],
+)
+def test_what_both_sides_call_is_found(check: Check, predict: str, measure: str, top: str, name: str) -> None:
+    body = f"def predict(self, data): return {predict}\ndef measure(self, run): return {measure}"
+    found = check(body, top=top, base="B" if "class B" in top else "Claim")
+    assert f"predict and measure both call {name}" in found
+
+
+def test_both_sides_may_draw_data(check: Check) -> None:
+    body = "def predict(self, data): return draw(1)\ndef measure(self, run): return draw(2)"
+    assert check(body, top="from PKG.data.points import draw") == []
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from lab.claim import Claim, Quantity, Run, at_most, equal
 from lab.data.digits import GreyImages
 from lab.errors import Refusal
 from lab.models.diffusion import Diffusion, diffusion_bound, squared_errors, stratified
-from lab.models.features import classifier
+from lab.models.features import features
 from lab.random import generator, normal, uniform
-from lab.theory import pca, wiener
+from lab.theory import pca, transport, wiener
 from lab.types import PositiveInt
 
 OFFSET, SCALE = 0.5, 0.5
@@ -62,7 +62,8 @@ class Wiener(_OfImages):
     reference = "Guo, Shamai & Verdú 2011, Prop. 15; Wiener 1949"
     symbol, x_symbol, log = r"$E\|\varepsilon - \hat\varepsilon\|^2$", r"log-SNR $\lambda$", "y"
     relation = at_most(
-        "the least of the linear losses; a network that is better than it is so by far: by half and more"
+        "the least of the linear losses; a network that is better is so by far: of digits by 13 % at λ = 0 and by 34 % "
+        "and more from λ = 2 on"
     )
 
     def __init__(self, least: int = -2, most: int = 6, images: PositiveInt = 200) -> None:
@@ -176,12 +177,15 @@ class Frechet(_OfImages):
 
     The Fréchet distance between the features of n samples and of n images held out, features being the last hidden
     layer of a small classifier of the training images. Theory's side is that of n images of the Gaussian with the
-    data's mean and covariance, clipped to black and white: what the linear filter's diffusion would sample.
+    data's mean and covariance, clipped to black and white: what the linear filter's diffusion would sample. The two
+    sides look at images through the same classifier, a function of the data alone, and share nothing else.
     """
 
     reference = "Heusel et al. 2017, eq. 6; Dowson & Landau 1982"
     symbol = "Fréchet distance"
-    relation = at_most("the distance of the best linear model's samples; a trained network's is several times less")
+    relation = at_most(
+        "the distance of the best linear model's samples; of digits a trained network's is less than half of it"
+    )
 
     def __init__(self, n: PositiveInt = 300, steps: PositiveInt = 32) -> None:
         self.n, self.steps = n, steps
@@ -189,16 +193,13 @@ class Frechet(_OfImages):
     def predict(self, data: GreyImages) -> Quantity:
         mean, values, vectors = _spectrum(data)
         draws = normal(generator(data.seed, "Gaussian"), self.n, data.d) * values.sqrt()
-        return self.distance(data, OFFSET + SCALE * (mean + draws @ vectors.mT))
+        drawn = features(data, OFFSET + SCALE * (mean + draws @ vectors.mT)).double()
+        real = features(data, data.examples(self.n)[0]).double()
+        moments = [moment for x in (drawn, real) for moment in (x.mean(0), x.mT.cov())]
+        return Quantity(transport.bures_wasserstein(*moments))
 
     def measure(self, run: Run) -> Quantity:
         draw = generator(run.data.seed, "Frechet")
         images = run.model.draw(self.n, draw, run.model.sampler, self.steps, torch.float32)
-        return self.distance(run.data, images)
-
-    def distance(self, data: GreyImages, images: Tensor) -> Quantity:
-        """Of images, clipped to black and white, to those held out."""
-        net = classifier(data)
-        dtype = next(net.parameters()).dtype
-        held_out = data.as_pixels(data.held_out[: self.n]).to(dtype)
-        return Quantity(frechet_distance(net.features(images.clamp(0, 1).to(dtype)), net.features(held_out)))
+        held_out, _ = run.data.examples(self.n)
+        return Quantity(frechet_distance(features(run.data, images), features(run.data, held_out)))

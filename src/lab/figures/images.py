@@ -7,6 +7,7 @@ import math
 
 import matplotlib.image
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 
@@ -19,6 +20,17 @@ def tiled(images: NDArray[np.floating], columns: int) -> NDArray[np.floating]:
         top, left = i // columns * (h + 1), i % columns * (w + 1)
         sheet[top : top + h, left : left + w] = image
     return sheet
+
+
+def show(
+    ax: Axes, images: NDArray[np.floating], columns: int, title: str, span: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """A sheet of images (n, h, w) as all that there is to see on `ax`; white and black are the ends of `span`."""
+    low, high = span
+    ax.imshow(tiled(images, columns), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+    ax.set(xticks=[], yticks=[], title=title)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def png(images: NDArray[np.floating], zoom: int = 4) -> bytes:

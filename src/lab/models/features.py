@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab.data.digits import GreyImages
 from lab.nets.classifier import Classifier
@@ -28,3 +28,9 @@ def classifier(data: GreyImages, steps: int = 250, batch_size: int = 128) -> Cla
             optimizer.step()
             schedule.step()
     return net.eval().requires_grad_(False)
+
+
+def features(data: GreyImages, images: Tensor) -> Tensor:
+    """The last hidden layer at images clipped to black and white. (n, d) → (n, k)"""
+    net = classifier(data)
+    return net.features(images.clamp(0, 1).to(next(net.parameters()).dtype))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Generator, Tensor, nn
 
 from lab.errors import Refusal
@@ -60,7 +61,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         shape: list[PositiveInt],
-        channels: list[PositiveInt],
+        channels: Annotated[list[PositiveInt], MinLen(1)],
         blocks: PositiveInt = 1,
         patch: PositiveInt = 1,
         groups: PositiveInt = 8,

@@ -46,8 +46,8 @@ class Flow(Picture):
         for i, (ax, level) in enumerate(zip(figure.subplots(2, 3).flat, self.levels, strict=True)):
             if i:
                 x = sample(Heun(), field, x, Cosine(self.levels[i - 1], level).levels(20))
-            alpha, sigma = signal_and_noise(torch.tensor(level, dtype=torch.float64))
-            law = mixture.with_noise(run.data.law, float(alpha), float(sigma))
+            _, sigma = signal_and_noise(torch.tensor(level, dtype=torch.float64))
+            law = mixture.with_noise(run.data.law, level)
             density = mixture.log_density(law, plane).exp().reshape(fine, fine)
             seen = places[mixture.log_density(law, places).exp() > 1e-3 * density.max()]
             sides = (-reach, reach, -reach, reach)
@@ -78,7 +78,7 @@ class Levels(Picture):
         schedule, d = run.model.schedule, run.data.d
         loss, score = FloorReached(draws=self.draws), ScoreError(draws=self.draws, span=schedule.span)
         fine = torch.linspace(schedule.least, schedule.most, 57, dtype=torch.float64)
-        floors = [mixture.minimum_mean_squared_error(run.data.law, *map(float, signal_and_noise(v))) for v in fine]
+        floors = [mixture.minimum_mean_squared_error(run.data.law, float(v)) for v in fine]
         levels = np.asarray(loss.levels)
         explained = d - np.interp(levels, fine, floors)
         figure = blank(16, 6.5)

@@ -13,17 +13,7 @@ from lab.random import generator, normal
 from lab.types import PositiveInt
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def _show(ax: Axes, images: torch.Tensor, columns: int, title: str) -> None:
-    from lab.figures.images import tiled
-
-    ax.imshow(tiled(images.numpy(), columns), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(xticks=[], yticks=[], title=title)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
 
 
 class Samples(Picture):
@@ -34,13 +24,14 @@ class Samples(Picture):
 
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
+        from lab.figures.images import show
 
         count, shape = self.rows**2, run.data.shape
         samples = run.model.sample(count, generator(run.data.seed, "Samples"))
         figure = blank(16, 8.5)
         left, right = figure.subplots(1, 2)
-        _show(left, run.data.examples(count)[0].unflatten(-1, shape), self.rows, "images held out")
-        _show(right, samples.clamp(0, 1), self.rows, f"samples, {run.model.sample_steps} steps")
+        show(left, run.data.examples(count)[0].unflatten(-1, shape).numpy(), self.rows, "images held out")
+        show(right, samples.clamp(0, 1).numpy(), self.rows, f"samples, {run.model.sample_steps} steps")
         return figure
 
 
@@ -52,6 +43,7 @@ class Path(Picture):
 
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
+        from lab.figures.images import show
 
         model, shape = run.model, run.data.shape
         field, draw = model.field(torch.float32), generator(run.data.seed, "Path")
@@ -68,7 +60,6 @@ class Path(Picture):
         figure = blank(16, 3.4 * self.images)
         rows = [torch.stack(kind, 1) for kind in (noisy, guessed)]  # (images, stages, d)
         images = torch.stack(rows, 1).flatten(0, 2).unflatten(-1, shape)
-        _show(
-            figure.subplots(), (0.5 + 0.5 * images).clamp(0, 1), self.stages, "x and, below, the image it is taken for"
-        )
+        sheet = (0.5 + 0.5 * images).clamp(0, 1).numpy()
+        show(figure.subplots(), sheet, self.stages, "x and, below, the image it is taken for")
         return figure

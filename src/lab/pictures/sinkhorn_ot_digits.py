@@ -21,7 +21,7 @@ class Barycentres(Picture):
 
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
-        from lab.figures.images import tiled
+        from lab.figures.images import show
 
         figure = blank(16, 8.4)
         averages = run.data.mixtures @ run.data.corners
@@ -31,11 +31,7 @@ class Barycentres(Picture):
             ("barycentres, trained", "averages of grey values"),
             strict=True,
         ):
-            sheet = tiled(_scaled(images).unflatten(-1, run.data.shape).numpy(), run.data.side)
-            ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-            ax.set(xticks=[], yticks=[], title=title)
-            for spine in ax.spines.values():
-                spine.set_visible(False)
+            show(ax, _scaled(images).unflatten(-1, run.data.shape).numpy(), run.data.side, title)
         return figure
 
 

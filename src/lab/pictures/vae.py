@@ -14,17 +14,7 @@ from lab.random import generator, normal
 from lab.types import PositiveInt
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def _show(ax: Axes, images: Tensor, columns: int, span: tuple[float, float], title: str) -> None:
-    from lab.figures.images import tiled
-
-    ax.imshow(tiled(images.numpy(), columns), cmap="gray_r", vmin=span[0], vmax=span[1], interpolation="nearest")
-    ax.set(xticks=[], yticks=[], title=title)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
 
 
 def _images(run: Run, x: Tensor) -> Tensor:
@@ -53,6 +43,7 @@ class Reconstructions(Picture):
     @torch.no_grad()
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
+        from lab.figures.images import show
 
         x, _ = run.data.examples(self.images)
         rows = {"data": x} | {
@@ -60,7 +51,7 @@ class Reconstructions(Picture):
         }
         figure = blank(16, 1.9 * len(rows))
         for ax, (name, row) in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows.items(), strict=True):
-            _show(ax, _images(run, row), self.images, _span(run), name)
+            show(ax, _images(run, row).numpy(), self.images, name, _span(run))
         return figure
 
 
@@ -73,13 +64,14 @@ class Samples(Picture):
     @torch.no_grad()
     def draw(self, run: Run) -> Figure:
         from lab.figures import blank
+        from lab.figures.images import show
 
         models = _models(run)
         figure = blank(8 * len(models), 8.5)
         for ax, (name, net) in zip(figure.subplots(1, len(models), squeeze=False).flat, models.items(), strict=True):
             z = normal(generator(run.data.seed, "Samples", name), self.rows**2, net.k).to(run.model.mean)
             images = _images(run, net.likelihood.mean(net.decode(z)))
-            _show(ax, images, self.rows, _span(run), name)
+            show(ax, images.numpy(), self.rows, name, _span(run))
         return figure
 
 
@@ -97,6 +89,7 @@ class LatentPlane(Picture):
         import matplotlib
 
         from lab.figures import blank
+        from lab.figures.images import show
 
         net, (x, labels) = run.model.net, run.data.examples(self.images)
         codes, _ = net.encode(x)
@@ -116,7 +109,7 @@ class LatentPlane(Picture):
         axis = torch.special.ndtri(levels).to(x)
         z = torch.cartesian_prod(axis.flip(0), axis).flip(1)  # the second code grows upwards
         images = _images(run, net.likelihood.mean(net.decode(z)))
-        _show(right, images, self.places, _span(run), "means of $p(x|z)$ at quantiles of the prior")
+        show(right, images.numpy(), self.places, "means of $p(x|z)$ at quantiles of the prior", _span(run))
         return figure
 
 

@@ -1,7 +1,8 @@
 """Gaussian mixtures seen through Gaussian noise: x_t = α x₀ + σ ε, x₀ ~ Σₖ πₖ N(mₖ, Cₖ), ε ~ N(0, I_d).
 
-With noise a mixture stays a mixture, so the score, the best guess of the noise and, in the plane, all expectations of
-them are known. Entropies and densities are in nats.
+α² = 1/(1 + e^{−λ}) and σ² = 1/(1 + e^λ), λ = ln α²/σ² being the log signal-to-noise ratio `log_snr`. With noise a
+mixture stays a mixture, so the score, the best guess of the noise and, in the plane, all expectations of them are
+known. Entropies and densities are in nats.
 """
 
 from __future__ import annotations
@@ -25,10 +26,22 @@ class Mixture(NamedTuple):
     covariances: Tensor
 
 
-def with_noise(law: Mixture, alpha: float, sigma: float) -> Mixture:
+def _variances(log_snr: float) -> tuple[float, float]:
+    """(α², σ²)"""
+    return 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
+
+
+def with_noise(law: Mixture, log_snr: float) -> Mixture:
     """The law of x_t = α x₀ + σ ε: Σₖ πₖ N(α mₖ, α² Cₖ + σ² I) (Song & Ermon 2019, §2)."""
+    signal, noise = _variances(log_snr)
     identity = torch.eye(law.means.shape[1], dtype=law.means.dtype)
-    return Mixture(law.weights, alpha * law.means, alpha**2 * law.covariances + sigma**2 * identity)
+    return Mixture(law.weights, math.sqrt(signal) * law.means, signal * law.covariances + noise * identity)
+
+
+def blurred(law: Mixture, log_snr: float) -> Mixture:
+    """The law of x_t/α = x₀ + e^{−λ/2} ε: Σₖ πₖ N(mₖ, Cₖ + e^{−λ} I) (Song & Ermon 2019, §2)."""
+    identity = torch.eye(law.means.shape[1], dtype=law.means.dtype)
+    return Mixture(law.weights, law.means, law.covariances + math.exp(-log_snr) * identity)
 
 
 def _components(law: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,12 +64,12 @@ def score(law: Mixture, x: Tensor) -> Tensor:
     return (joint.softmax(-1).unsqueeze(-1) * pull).sum(-2)
 
 
-def expected_noise(law: Mixture, x: Tensor, alpha: float, sigma: float) -> Tensor:
+def expected_noise(law: Mixture, x: Tensor, log_snr: float) -> Tensor:
     """E[ε | x_t = x] = −σ ∇ ln p_t(x): the best guess of the noise in x. (n, d) → (n, d)
 
     (Tweedie's formula; Robbins 1956; Efron 2011, eq. 2.8.)
     """
-    return -sigma * score(with_noise(law, alpha, sigma), x)
+    return -math.sqrt(_variances(log_snr)[1]) * score(with_noise(law, log_snr), x)
 
 
 def _plane(law: Mixture, resolution: float) -> Iterator[tuple[Tensor, float]]:
@@ -75,7 +88,7 @@ def _plane(law: Mixture, resolution: float) -> Iterator[tuple[Tensor, float]]:
         yield torch.cartesian_prod(column, axes[1]), spacing**2
 
 
-def minimum_mean_squared_error(law: Mixture, alpha: float, sigma: float, resolution: float = 3.0) -> float:
+def minimum_mean_squared_error(law: Mixture, log_snr: float, resolution: float = 3.0) -> float:
     """E‖ε − E[ε|x_t]‖² = d − E‖E[ε|x_t]‖², the floor of every denoising loss, for d = 2.
 
     The expectation is a sum over a grid, the trapezoidal rule, whose error falls as exp(−2π²r²) in the points r =
@@ -84,9 +97,9 @@ def minimum_mean_squared_error(law: Mixture, alpha: float, sigma: float, resolut
 
     (Orthogonality of the conditional mean: Guo, Shamai & Verdú 2005, eq. 6; Trefethen & Weideman 2014, Thm 5.1.)
     """
-    noisy = with_noise(law, alpha, sigma)
+    noisy = with_noise(law, log_snr)
     explained = sum(
-        float((log_density(noisy, x).exp() * expected_noise(law, x, alpha, sigma).square().sum(-1)).sum() * area)
+        float((log_density(noisy, x).exp() * expected_noise(law, x, log_snr).square().sum(-1)).sum() * area)
         for x, area in _plane(noisy, resolution)
     )
     return law.means.shape[1] - explained
