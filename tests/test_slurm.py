@@ -141,8 +141,11 @@ def test_dry_run_freezes_writes_and_submits_nothing(stand_in: Any, capsys: pytes
     assert (frozen / "overrides").read_text().splitlines()[-1] == "trainer.devices=2"
     submitted = json.loads((frozen / "submitted.json").read_text())
     assert submitted["code"] == provenance.code()
-    assert (submitted["diff"] is None) == (not provenance.tree_diff())
-    assert submitted["diff"] is None or (Path("s") / submitted["diff"]).read_text() == provenance.tree_diff()
+    diff = provenance.tree_diff()
+    if diff:
+        assert (Path("s") / submitted["diff"]).read_bytes() == diff
+    else:
+        assert submitted["diff"] == ("not known: git does not say" if diff is None else None)
     assert not Path("s/jobs.json").exists()
 
 
@@ -305,3 +308,81 @@ def test_code_edited_after_submitting_is_noticed(tmp_path: Path, monkeypatch: py
     assert provenance.edited_since_submit(tmp_path) == "", "another commit with the same source"
     (tmp_path / provenance.SUBMITTED).write_text(json.dumps({"code": then | {"source": "other"}}))
     assert "edited since this run was submitted (uncommitted)" in provenance.edited_since_submit(tmp_path)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository from which the package seems to run, of a user whose git is set up for diffs to look at."""
+    helper = tmp_path / "show"
+    helper.write_text("#!/bin/sh\necho as I like it\n")
+    helper.chmod(stat.S_IRWXU)
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        "[user]\nname = a\nemail = a@b\n[color]\nui = always\n[status]\nshowUntrackedFiles = no\n"
+        f"[diff]\nexternal = {helper}\nnoprefix = true\nmnemonicPrefix = true\ncontext = 0\nrelative = true\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=0")
+    root = tmp_path / "ä checkout"
+    package = root / "src" / "lab"
+    package.mkdir(parents=True)
+    (root / "conf").mkdir()
+    (package / "a.py").write_bytes(b"".join(b"line %d\n" % i for i in range(40)))
+    (package / "gone.py").write_bytes(b"gone\n")
+    (root / "latin.txt").write_bytes("é\n".encode("latin-1"))
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    return root
+
+
+def git(root: Path, *words: str, stdin: bytes = b"") -> None:
+    subprocess.run(["git", "-C", str(root), *words], input=stdin, check=True)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    found = (path for path in root.rglob("*") if path.is_file() and ".git" not in path.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def test_the_diff_makes_the_same_files_of_a_clean_clone(checkout: Path, tmp_path: Path) -> None:
+    assert provenance.tree_diff() == b""
+    changed = {
+        "latin.txt": "ü, no UTF-8\n".encode("latin-1"),
+        "src/lab/a.py": b"".join(b"line %d\n" % (i * (i != 20)) for i in range(40)),
+        "src/lab/ö.py": b"new\r\nno newline at the end",
+        "src/lab/-n.py": b"",
+        "src/lab/two\nlines.py": b"x\n",
+        "conf/blob.bin": bytes(range(256)),
+    }
+    for name, content in changed.items():
+        (checkout / name).write_bytes(content)
+    (checkout / "src/lab/gone.py").unlink()
+    diff = provenance.tree_diff()
+    assert diff
+    assert provenance.code()["dirty"] is True
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(checkout), str(clone))
+    git(clone, "apply", stdin=diff)
+    assert files(clone) == files(checkout)
+    assert files(clone).items() >= changed.items()
+
+
+def test_a_diff_that_git_does_not_tell_is_not_known(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "src/lab/new.py").write_text("x\n")
+    (checkout / "src/lab/new.py").chmod(0)
+    if os.geteuid():  # root reads everything
+        assert provenance.tree_diff() is None
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "git").write_text(f'#!/bin/sh\ncase "$*" in *binary*) {shutil.which("sleep")} 5;; *) echo x;; esac\n')
+    (slow / "git").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(slow))
+    monkeypatch.setattr(provenance, "PATIENCE", 0.5)
+    assert provenance.tree_diff() is None
+    monkeypatch.chdir(tmp_path)
+    assert submit("hydra.launcher.dry_run=true") == 0
+    assert json.loads(Path("s/run/submitted.json").read_text())["diff"] == "not known: git does not say"

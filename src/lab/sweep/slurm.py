@@ -166,8 +166,9 @@ class Slurm:
     def _freeze(self, sweep: Sweep, points: Sequence[Point]) -> None:
         """Write down what each run is and which code it was submitted with: later edits change nothing unnoticed."""
         now, diff = code(), tree_diff()
-        patch = f"tree-{sha256(diff.encode()).hexdigest()[:8]}.diff" if diff else None
-        if patch:
+        patch: str | None = "not known: git does not say" if diff is None else None
+        if diff:
+            patch = f"tree-{sha256(diff).hexdigest()[:8]}.diff"
             write_atomically(sweep.path / patch, diff)
         submitted = {"submitted": datetime.now(UTC).isoformat(timespec="seconds"), "code": now, "diff": patch}
         for point in points:
