@@ -18,9 +18,9 @@ import pytest
 from lab import provenance
 from lab.__main__ import dispatch
 from lab.compose import compose
-from lab.errors import CRASHED, Refusal
+from lab.errors import CRASHED, REFUSED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
-from lab.sweep import queue, results
+from lab.sweep import queue, results, task
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
 from lab.sweep.slurm import Shape, Slurm
 
@@ -125,6 +125,44 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"exec apptainer exec lab.sif python -m lab.sweep.task '{path.parent}' '{path.with_suffix('.points')}'"
     ]
     assert "--signal" not in Slurm(signal_seconds=0).script(path, Shape(1, 1, 0, 1), count=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--nodes=2", "set trainer.num_nodes"),
+        ("-N2", "set trainer.num_nodes"),
+        ("-HN 2", "set trainer.num_nodes"),
+        ("--exclusive --ntasks 2", "set trainer.devices"),
+        ("--ntasks-per-socket=1", "set trainer.devices"),
+        ("-c 4", "set hydra.launcher.cpus_per_task"),
+        ("-G1", "set hydra.launcher.gpus_per_node"),
+        ("--gres=nvme:1,gpu:a100:2", "set hydra.launcher.gpus_per_node"),
+        ("--gres gpu", "set hydra.launcher.gpus_per_node"),
+        ("--array=0-3", "the lab writes it itself; hydra.launcher.max_running limits"),
+        ("--arr=0-3", "the lab writes it itself"),
+        ("-o x", "the lab writes it itself"),
+        ("--no-requeue", "the lab writes it itself"),
+        ("--signal=B:TERM", "set hydra.launcher.signal_seconds"),
+        ("-t 10", "set hydra.launcher.time"),
+        ("--partition=gpu", "set hydra.launcher.partition"),
+        ("exclusive", "an option of sbatch on one line"),
+        ("--exclusive\n#SBATCH -N2", "an option of sbatch on one line"),
+        ("--comment='x", "No closing quotation"),
+    ],
+)
+def test_options_that_the_lab_writes_are_refused(option: str, said: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        Slurm(options=["--exclusive", option])
+    assert str(refused.value).startswith(f"hydra.launcher.options: {option!r} is not allowed: {said}")
+
+
+def test_other_options_are_sbatchs_own_affair() -> None:
+    options = [
+        "--exclusive", "-x node1", "--nodelist=node2", "--mem-per-cpu=2G", "--time-min=5", "--gres=nvme:1", "-J mine",
+        "--mail-type=END --mail-user=a@b", "--no-kill", "--gpu-bind=none", "--comment='-N of nodes'", "-dafterok:3",
+    ]  # fmt: skip
+    assert Slurm(options=options).options == options
 
 
 def submit(*more: str) -> int:
@@ -263,6 +301,23 @@ def test_states(job: Job, live: bool, why: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- task
+
+
+@pytest.mark.parametrize("index", ["2", "-1", "", None])
+def test_an_index_that_counts_to_no_run_is_said(
+    index: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "job-0.points"
+    points.write_text("a\nb\n")
+    monkeypatch.setattr(sys, "argv", ["task", str(tmp_path), str(points)])
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    if index is not None:
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", index)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    assert left.value.code == REFUSED
+    said = f"lab: SLURM_ARRAY_TASK_ID={index or 'absent'} counts to no run of {points}: 0 to 1\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:

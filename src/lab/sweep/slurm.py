@@ -26,6 +26,7 @@ from lab.provenance import SUBMITTED, code, tree_diff
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue
 from lab.sweep.local import Progress, exit_code
+from lab.sweep.options import refuse_written
 from lab.sweep.plan import Point, Sweep
 from lab.types import NonEmptyStr, NonNegativeInt, Positive, PositiveInt
 
@@ -59,7 +60,7 @@ class Slurm:
         gpus_per_node: null: `trainer.devices` where `trainer.accelerator` is gpu. With `trainer.accelerator=auto` a
             job has GPUs if this says so.
         gpu_type: as the cluster names it ("a100").
-        options: whatever else `sbatch` is to be told ("--exclusive").
+        options: whatever else `sbatch` is to be told ("--exclusive"); nothing that the script says already.
         setup: shell lines before the run: modules, environment variables.
         python: the interpreter on the nodes; null: this one; or more words: "apptainer exec lab.sif python".
         max_running: jobs of an array at a time.
@@ -96,6 +97,7 @@ class Slurm:
         }  # fmt: skip
         self.cpus_per_task, self.gpus_per_node, self.gpu_type = cpus_per_task, gpus_per_node, gpu_type
         self.options, self.setup, self.python = list(options or []), list(setup or []), python
+        refuse_written(self.options)
         self.max_running, self.signal_seconds = max_running, signal_seconds
         self.wait, self.poll_seconds, self.batch, self.dry_run = wait, poll_seconds, batch, dry_run
 
