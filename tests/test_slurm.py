@@ -254,6 +254,31 @@ def test_cancel_refuses_a_sweep_of_this_machine(stand_in: Any) -> None:
         dispatch(["cancel", "s"])
 
 
+@pytest.mark.parametrize("content", ["[", "[]", '{"job-0.sbatch": 17}', '{"job-0.sbatch": "x"}', "null"])
+def test_a_damaged_list_of_submissions_is_said(stand_in: Any, content: str) -> None:
+    submit("hydra.launcher.dry_run=true")
+    stand_in("squeue", "exit 0")
+    Path("s/jobs.json").write_text(content)
+    for words in (["status", "s"], ["cancel", "s"]):
+        with pytest.raises(Refusal, match=r"s/jobs\.json is damaged"):
+            dispatch(words)
+    with pytest.raises(Refusal, match=r"s/jobs\.json is damaged"):
+        submit()
+
+
+@pytest.mark.parametrize("content", [b"xx", b"", b"7", b"\xff_0", b"-1_0"])
+def test_a_damaged_job_hides_no_other_run(stand_in: Any, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    submit("k=2,4", "hydra.launcher.dry_run=true")
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", "echo '17_1|TIMEOUT'")
+    Path("s/k=2/slurm_job").write_bytes(content)
+    Path("s/k=4/slurm_job").write_text("17_1\n")
+    assert dispatch(["status", "s"]) == 0
+    said = capsys.readouterr()
+    assert "2 runs: 1 failed, 1 waiting" in said.out
+    assert "s/k=2/slurm_job is damaged" in said.err
+
+
 # ------------------------------------------------------------------------------------------------------------- answers
 
 

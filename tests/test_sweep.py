@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab import compose
+from lab.__main__ import dispatch
 from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.devices import Devices, Need
@@ -133,12 +134,48 @@ def test_a_folder_that_holds_another_sweep_is_refused(tmp_path: Path) -> None:
         plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "k=4", "seed=0,1"]))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"points": []}'])
+def record_with(**changes: object) -> str:
+    point = {"name": "k=2", "values": {"k": "2"}, "digest": "x"}
+    record = {"experiment": "e", "overrides": [], "objective": None, "points": [point]}
+    return json.dumps(record | {"points": [point | changes]} if changes else record)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"points": []}',
+        '{"experiment": 1, "overrides": 2, "objective": 3, "points": 4}',
+        '{"experiment": "e", "overrides": [1], "objective": null, "points": []}',
+        '{"experiment": "e", "overrides": [], "objective": null, "points": [{}]}',
+        '{"experiment": "e", "overrides": [], "objective": null, "points": ["k=2"]}',
+        *(record_with(name=name) for name in (2, "", ".", "..", "../../../etc", "/etc", "a/b", "a\0b")),
+        record_with(values=[]),
+        record_with(values={"k": 2}),
+        record_with(digest=None),
+    ],
+)
 def test_a_folder_without_a_readable_record_is_no_sweep(tmp_path: Path, content: str | None) -> None:
+    sweep = tmp_path / "s"
+    sweep.mkdir()
     if content is not None:
-        (tmp_path / plan.RECORD).write_text(content)
-    with pytest.raises(Refusal):
-        results.collect(tmp_path)
+        (sweep / plan.RECORD).write_text(content)
+    for words in (["status", str(sweep)], ["cancel", str(sweep)], ["compare", str(sweep)]):
+        with pytest.raises(Refusal) as refused:
+            dispatch(words)
+        assert len(str(refused.value).splitlines()) == 1
+    if content is not None:
+        with pytest.raises(Refusal, match=r"s/sweep\.json is not the record of a sweep"):
+            main([*PCA, "k=2,4", f"hydra.sweep.dir={sweep}"])
+        assert [path.name for path in sweep.iterdir() if path.name != ".lock"] == [plan.RECORD]
+
+
+def test_a_whole_record_is_read(tmp_path: Path) -> None:
+    (tmp_path / plan.RECORD).write_text(record_with())
+    assert [row.state for row in results.collect(tmp_path)] == ["waiting"]
 
 
 def test_no_device_is_lent_twice() -> None:

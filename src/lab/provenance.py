@@ -67,12 +67,13 @@ def edited_since_submit(run: Path) -> str:
     """In what way the code on disk is not what it was when the run was submitted; "" where it is, or was not queued."""
     try:
         then = json.loads((run / SUBMITTED).read_text(encoding="utf-8"))["code"]
-    except (OSError, ValueError, KeyError):
+        source, commit = then["source"], then["commit"]
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
     now = code()
-    if now["source"] == then["source"]:
+    if now["source"] == source:
         return ""
-    commits = "uncommitted" if now["commit"] == then["commit"] else f"commit {then['commit']} then, {now['commit']} now"
+    commits = "uncommitted" if now["commit"] == commit else f"commit {commit} then, {now['commit']} now"
     return f"the code on disk was edited since this run was submitted ({commits})"
 
 

@@ -126,7 +126,7 @@ def _sources(path: Path, depth: int) -> Iterator[Source]:
         return
     if (path / RECORD).exists():
         for point in read_record(path)["points"]:
-            yield path / _plain_name(point["name"], path), {str(k): str(v) for k, v in dict(point["values"]).items()}
+            yield path / point["name"], point["values"]
     elif any((path / file).exists() for file in ("config.yaml", "verdict.json")):
         yield path, None
     elif files := sorted(path.glob("*.wandb")):
@@ -135,12 +135,6 @@ def _sources(path: Path, depth: int) -> Iterator[Source]:
         for child in sorted(path.iterdir()):
             if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
                 yield from _sources(child, depth - 1)
-
-
-def _plain_name(name: Any, sweep: Path) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
-        raise Refusal(f"{sweep / RECORD} is not the record of a sweep: {name!r} is no name of a folder")
-    return name
 
 
 def _read(path: Path, swept: dict[str, str] | None, *, named: bool) -> Loaded | None:

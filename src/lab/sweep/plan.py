@@ -88,16 +88,32 @@ class Sweep:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `sweep.json` of a sweep's folder says; a Refusal where it says nothing."""
+    """What `sweep.json` of a sweep's folder says; a Refusal where it says nothing, or names what is no folder in it."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        if {"experiment", "overrides", "objective", "points"} <= record.keys():
-            return dict(record)
     except FileNotFoundError:
         raise Refusal(f"{path} holds no sweep: it has no {RECORD}") from None
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise Refusal(f"{path / RECORD} is not the record of a sweep")
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refusal(f"{path / RECORD} is not the record of a sweep: {' '.join(str(error).split())}") from None
+    match record:
+        case {"experiment": str(), "overrides": [*texts], "objective": str() | None, "points": [*entries]}:
+            wrong = "" if all(isinstance(text, str) for text in texts) else "its overrides are no texts"
+            wrong = wrong or next(filter(None, map(_wrong, entries)), "")
+        case _:
+            wrong = "it needs experiment, overrides, objective and points"
+    if wrong:
+        raise Refusal(f"{path / RECORD} is not the record of a sweep: {wrong}")
+    return dict(record)
+
+
+def _wrong(entry: Any) -> str:
+    """Why this is not a point of a record; "" where it is."""
+    match entry:
+        case {"name": str(name), "values": dict(values), "digest": str()}:
+            if not name or name in (".", "..") or "/" in name or "\0" in name:
+                return f"{name!r} is no name of a folder"
+            return "" if all(isinstance(value, str) for value in values.values()) else f"the values of {name!r}"
+    return f"{str(entry)[:60]!r} is no point with a name, values and a digest"
 
 
 def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:
