@@ -18,6 +18,7 @@ from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
 from lab.sweep import plan, results
 from lab.sweep.grid import Optimum
+from lab.sweep.local import Local
 from lab.sweep.results import Row
 
 PCA = ["experiment=pca_autoencoder", "logger=none"]
@@ -134,6 +135,41 @@ def test_a_folder_that_holds_another_sweep_is_refused(tmp_path: Path) -> None:
         plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "k=4", "seed=0,1"]))
 
 
+def test_an_unreadable_verdict_hides_no_other_run_and_is_judged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[str] = []
+
+    def run(_: Local, sweep: plan.Sweep, points: list[plan.Point]) -> int:
+        for point in points:
+            executed.append(point.name)
+            finished(sweep.folder(point))
+        return HOLDS
+
+    monkeypatch.setattr(Local, "run", run)
+    words = ["-m", *PCA, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"]
+    assert dispatch(words) == HOLDS
+    torn = [tmp_path / "seed=1/verdict.json", tmp_path / "seed=2/verdict.json"]
+    torn[0].write_text("{")
+    torn[1].write_text("[]")
+    (tmp_path / "seed=2/verdict.json.damaged").write_text("an earlier one")
+    capsys.readouterr()
+    assert dispatch(["status", str(tmp_path)]) == HOLDS
+    assert "3 runs: 2 failed, 1 done" in capsys.readouterr().out
+    row = results.collect(tmp_path)[1]
+    assert row.state == "failed"
+    assert "its verdict.json is not whole" in row.reason
+    executed.clear()
+    assert dispatch(words) == HOLDS
+    assert executed == ["seed=1", "seed=2"]
+    said = capsys.readouterr()
+    assert "3 of 3 runs finished" in said.out
+    assert f"lab: {torn[0]} is not whole: kept as verdict.json.damaged, and the run is judged again" in said.err
+    assert (tmp_path / "seed=1/verdict.json.damaged").read_text() == "{"
+    assert (tmp_path / "seed=2/verdict.json.damaged").read_text() == "an earlier one"
+    assert (tmp_path / "seed=2/verdict.json.damaged1").read_text() == "[]"
+
+
 def record_with(**changes: object) -> str:
     point = {"name": "k=2", "values": {"k": "2"}, "digest": "x"}
     record = {"experiment": "e", "overrides": [], "objective": None, "points": [point]}
@@ -221,7 +257,7 @@ def test_the_best_row_is_held_against_theory(capsys: pytest.CaptureFixture[str])
 
 
 def finished(path: Path, *, metrics: str = "step,loss/net\n0,4.0\n50,2.5\n") -> Path:
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     (path / "metrics.csv").write_text(metrics)
     judged = [
         Judged(name, "", "", "equal", "", 7.0, measured, 0.0, 0.0, 1.0, holds)

@@ -278,7 +278,10 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 def _outcome(run: RunDir, *, stopped: bool) -> tuple[int, str]:
     """(exit code, what to say in its place) of a run whose job has ended."""
     if run.finished:
-        return (HOLDS if run.read_verdict()["holds"] else REFUTED), ""
+        try:
+            return (HOLDS if run.read_verdict()["holds"] else REFUTED), ""
+        except Refusal as refusal:
+            return CRASHED, str(refusal)
     return (HOLDS, "pruned") if stopped else (CRASHED, "")
 
 
