@@ -240,6 +240,32 @@ def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFix
     assert Path("cancelled").read_text() == "17_1\n"
 
 
+def test_a_script_that_ends_in_its_setup_is_found_by_its_run(stand_in: Any, tmp_path: Path) -> None:
+    """Submitted by hand, so that the lab knows no job, and dead before the lab starts."""
+    for name in ("bash", "mv"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name, path=os.defpath)))
+    setup = "hydra.launcher.setup=['echo no such module', 'exit 7']"
+    assert submit("k=2,4", "hydra.launcher.dry_run=true", "hydra.sweep.dir=a sweep", setup) == 0
+    sweep = Path("a sweep")
+    environment = os.environ | {"SLURM_ARRAY_JOB_ID": "23", "SLURM_ARRAY_TASK_ID": "1"}
+    with (sweep / "logs/23_1.log").open("w") as log:
+        done = subprocess.run(
+            ["bash", str(sweep.absolute() / "job-0.sbatch")],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            check=False,
+            cwd="/",
+        )
+    assert done.returncode == 7
+    assert (sweep / "k=4/slurm_job").read_text() == "23_1\n"
+    assert not (sweep / "k=2/slurm_job").exists()
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", "echo '23_1|FAILED'")
+    rows = {row.name: (row.state, row.reason, row.job) for row in results.collect(sweep)}
+    assert rows == {"k=2": ("waiting", "", ""), "k=4": ("failed", "no such module", "23_1")}
+
+
 def test_a_silent_controller_is_no_answer(stand_in: Any) -> None:
     submit("hydra.launcher.dry_run=true")
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")

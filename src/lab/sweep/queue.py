@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,6 +71,15 @@ def points(script: Path) -> list[str]:
         return []
     except ValueError as error:
         raise Refusal(f"{script.with_suffix('.points')} is no list of runs: {error}") from None
+
+
+def lines_that_say_who_runs(sweep: Path, points: Path) -> list[str]:
+    """Shell lines that write the job's id where `jobs` finds it, so that one that `setup` ends is known as well."""
+    return [
+        f"mapfile -t runs < {shlex.quote(str(points))}; run={shlex.quote(str(sweep))}/${{runs[SLURM_ARRAY_TASK_ID]}}",
+        f'echo "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" > "$run/.{JOB}.$$.tmp"',
+        f'mv "$run/.{JOB}.$$.tmp" "$run/{JOB}"',
+    ]
 
 
 def submissions(sweep: Path) -> dict[str, str]:

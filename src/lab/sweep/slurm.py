@@ -235,6 +235,7 @@ class Slurm:
             *(f"#SBATCH {option}" for option in [*options, "--requeue", *self.options]),
             "",
             "trap '' USR1  # until the run can take it",
+            *queue.lines_that_say_who_runs(path.parent, points),
             *environment,
             *self.setup,
             f"exec {python} -m lab.sweep.task {shlex.quote(str(path.parent))} {shlex.quote(str(points))}",
