@@ -16,6 +16,7 @@ from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
+from lab.rundir import RunDir
 from lab.sweep import plan, results
 from lab.sweep.grid import Optimum
 from lab.sweep.local import Local
@@ -168,6 +169,25 @@ def test_an_unreadable_verdict_hides_no_other_run_and_is_judged_again(
     assert (tmp_path / "seed=1/verdict.json.damaged").read_text() == "{"
     assert (tmp_path / "seed=2/verdict.json.damaged").read_text() == "an earlier one"
     assert (tmp_path / "seed=2/verdict.json.damaged1").read_text() == "[]"
+
+
+def test_a_second_start_in_a_folder_is_told_which_key_chooses_another(tmp_path: Path) -> None:
+    with RunDir(tmp_path).lock(), pytest.raises(Refusal) as refused:
+        main([*PCA, "seed=0,1", f"hydra.sweep.dir={tmp_path}"])
+    said = f"hydra.sweep.dir={tmp_path} is being written by process"
+    assert str(refused.value).startswith(said)
+    assert str(refused.value).endswith("or choose another hydra.sweep.dir")
+
+
+def test_a_long_reason_stays_on_its_line_where_the_output_is_piped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / plan.RECORD).write_text(record_with())
+    (tmp_path / "k=2").mkdir()
+    reason = "why [it] failed " * 20
+    (tmp_path / "k=2/console.log").write_text(f"{reason}\n")
+    assert dispatch(["status", str(tmp_path)]) == HOLDS
+    assert reason.strip() in capsys.readouterr().out
 
 
 def record_with(**changes: object) -> str:
