@@ -88,7 +88,7 @@ def load(words: Sequence[str]) -> list[Loaded]:
             runs += online(word)
         else:
             runs += _local(word)
-    return _under_own_names(_newest_segments(_once(runs)))
+    return _under_own_names(_furthest_segments(_once(runs)))
 
 
 def _local(word: str) -> list[Loaded]:
@@ -239,17 +239,27 @@ def _once(runs: Iterable[Loaded]) -> list[Loaded]:
     return list(by_source.values())
 
 
-def _newest_segments(runs: Iterable[Loaded]) -> list[Loaded]:
-    """Of the folders that a resumed run leaves with wandb, the newest: it repeats the curves from the beginning."""
+def _furthest_segments(runs: Iterable[Loaded]) -> list[Loaded]:
+    """Of the folders that a resumed run leaves with wandb, the one that got furthest, and of equals the newest.
+
+    Each repeats the curves from the beginning, so that is the newest, unless it is torn.
+    """
     kept: dict[Any, Loaded] = {}
     for run in runs:
         path = run.source
         segment = isinstance(path, Path) and path.suffix == ".wandb"
-        key = (path.parent.parent.resolve(), run.id) if segment and isinstance(path, Path) else str(path)
+        key = (path.resolve().parent.parent, run.id) if segment and isinstance(path, Path) else str(path)
         there = kept.get(key)
-        if there is None or str(there.source) < str(path):
+        if there is None or _reached(there) < _reached(run):
             kept[key] = run
     return list(kept.values())
+
+
+def _reached(segment: Loaded) -> tuple[float, bool, str]:
+    """How far a segment got: its last step, whether it came to claims, and when it began, as its folder's name says."""
+    last = max((steps[-1] for steps, _ in segment.curves.values() if steps), default=-math.inf)
+    folder = segment.source.resolve().parent.name if isinstance(segment.source, Path) else ""
+    return last, bool(segment.claims), folder.removeprefix("offline-")
 
 
 def _under_own_names(runs: Sequence[Loaded]) -> list[Loaded]:
