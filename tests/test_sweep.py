@@ -298,6 +298,16 @@ def test_the_objective_of_a_run(tmp_path: Path, objective: str | None, expected:
     assert found.objective == expected if expected is not None else math.isnan(found.objective)
 
 
+def test_a_duration_that_is_no_number_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "a")
+    record = json.loads((run / "verdict.json").read_text())
+    (run / "verdict.json").write_text(json.dumps(record | {"provenance": {"seconds": "x"}}))
+    found = results.row("a", {}, run, None)
+    assert math.isnan(found.seconds)
+    results.print_table([found])
+    assert "nan" in capsys.readouterr().out
+
+
 def test_a_torn_last_row_is_not_read(tmp_path: Path) -> None:
     found = results.row("r", {}, finished(tmp_path / "r", metrics="step,loss/net\n0,4.0\n50"), None)
     assert found.objective == 4.0

@@ -99,7 +99,7 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
         compared=compared,
         held=sum(claim["holds"] for claim in claims),
         claims=len(claims),
-        seconds=verdict["provenance"].get("seconds", math.nan),
+        seconds=seconds if isinstance(seconds := verdict["provenance"].get("seconds"), int | float) else math.nan,
         measured={claim["name"]: _number(claim["measured"]) for claim in claims},
     )
 
