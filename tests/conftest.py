@@ -76,12 +76,15 @@ Planetoid = Callable[..., dict[str, Any]]
 def planetoid() -> Planetoid:
     """Writes a small network in Planetoid's format below a data root; returns what went into it.
 
-    The test nodes are in random order and leave a number out, which is then a node without words or class.
+    The test nodes are in random order and leave a number out, which is then a node without words or class. Where it is
+    `telling`, words are in part those of a class, and edges are within classes; else neither knows of classes.
     """
 
-    def write(root: Path, source: str, d: int = 30, classes: int = 3, more: int = 8) -> dict[str, Any]:
+    def write(
+        root: Path, source: str, d: int = 30, classes: int = 3, more: int = 8, tested: int = 9, telling: bool = False
+    ) -> dict[str, Any]:
         random = np.random.default_rng(0)
-        told, known, tested = 2 * classes, 4 * classes + more, 9
+        told, known = 2 * classes, 4 * classes + more
         numbers = known + random.permutation(np.delete(np.arange(tested + 1), 4))
         n = known + tested + 1
         words = random_array((n, d), density=0.2, rng=random, dtype=np.float32).tocsr()
@@ -90,7 +93,13 @@ def planetoid() -> Planetoid:
         kinds = np.concatenate([np.arange(told) % classes, random.integers(0, classes, n - told)])
         one_hot = np.eye(classes, dtype=np.int32)[kinds]
         graph: dict[int, list[int]] = {i: [] for i in range(n)}
-        for a, b in random.integers(0, n, (2 * n, 2)).tolist():
+        pairs = random.integers(0, n, (2 * n, 2))
+        if telling:
+            own = np.arange(d) % classes == kinds[:, None]
+            words = csr_matrix((random.random((n, d)) < np.where(own, 0.3, 0.1)).astype(np.float32))
+            among = [np.flatnonzero(kinds == kind) for kind in range(classes)]
+            pairs[:, 1] = [random.choice(among[kinds[a]]) for a in pairs[:, 0]]
+        for a, b in pairs.tolist():
             graph[a].append(b)
             graph[b].append(a)
         graph[0] += [0, graph[0][0]]  # an edge to itself, and one twice

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from lab.compose import compose, experiments, lineage, source
+from lab.cli.verify import _for_every_machine
+from lab.compose import experiments, source
 from lab.errors import HOLDS, REFUTED
-from lab.machine import needs_files
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-NAMES = [n for n in experiments() if lineage(n) == (n,) and not needs_files(compose([f"experiment={n}"]).data)]
-"""The experiments that need no files and vary no other."""
+NAMES = list(_for_every_machine(list(experiments())))
+"""The experiments that need neither files nor a GPU, variants of others among them."""
 
 
 def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

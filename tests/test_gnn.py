@@ -553,6 +553,7 @@ ACCURACIES: list[Callable[[], Claim]] = [
     lambda: claims.FeatureAccuracy("mlp"),
     lambda: claims.MeanAccuracy("mean"),
     lambda: claims.AccuracyByDegree("mean"),
+    lambda: claims.GraphHurts("mean"),
 ]
 
 
@@ -580,6 +581,18 @@ def test_neighbours_that_tell_nothing_do_not_help() -> None:
     data = placed(CSBM(q=0.25))
     assert not judged(claims.GraphHelps("mean"), data, exact(data)).judged.holds
     assert judged(claims.MeanAccuracy("mean"), data, exact(data)).judged.holds
+
+
+def test_the_graph_hurts_where_theory_says(data: CSBM) -> None:
+    """Of each assortment that is asked for, the measurement alone says on which side of features it is."""
+    claim, model = claims.GraphHurts("mean"), exact(data)
+    [predicted, measured] = claim.predict(data), claim.measure(Run(model, data))
+    alone = csbm.bayes_accuracy(data.separation)
+    helps = [bool(value > alone) for value in np.asarray(predicted.value)]
+    assert helps == [True, True, False, False, False, False, False, True]
+    slack = 5 * np.asarray(measured.standard_error) + 1e-3
+    assert (abs(np.asarray(predicted.value) - alone) > slack).all()
+    assert [bool(value > alone) for value in np.asarray(measured.value)] == helps
 
 
 WRONG = {
@@ -610,7 +623,7 @@ def test_wrong_formulas_are_refuted(data: CSBM, name: str, monkeypatch: pytest.M
     model = exact(data)
     made: list[Claim] = [claims.FeatureAccuracy("mlp") if function == "bayes_accuracy" else claims.MeanAccuracy("mean")]
     if function == "accuracy_given_neighbours":
-        made.append(claims.AccuracyByDegree("mean"))
+        made += [claims.AccuracyByDegree("mean"), claims.GraphHurts("mean")]
     evidence = [judged(claim, data, model) for claim in made]
     assert all(e.judged.holds for e in evidence)
     monkeypatch.setattr(csbm, function, wrong)

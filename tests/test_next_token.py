@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lab.data.markov import MarkovChains
 from lab.data.sequences import Sequences
+from lab.data.sources import require_text
 from lab.data.text import Text
 from lab.errors import Refusal
 from lab.models.next_token import NextToken, held_out_losses, losses
@@ -212,6 +213,7 @@ def test_text_is_cut_into_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
+        (b"", {}, "is empty; allowed: a text in UTF-8"),
         (b"short", {}, r"is too short: data.share=0.1 trains on 4 characters, and data.context=64 needs 65"),
         (b"x" * 200, {}, r"is too short: data.share=0.1 holds out 20 characters"),
         (b"\xff\xfe" * 100, {}, r"is no text in UTF-8: invalid start byte at byte 0"),
@@ -226,13 +228,32 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes | None, optio
         ready(Text(str(path), **options))
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"data.path=.*text.txt is no file; allowed: the path of a text in UTF-8"),
+        (b"", "is empty"),
+        (b"x" * 200, "is too short: data.share=0.1 holds out 20 characters, and data.context=64 needs 65"),
+        (b"\xff\xfe" * 100, "is no text in UTF-8"),
+        ("".join(map(chr, range(200, 400))).encode() * 10, "vocabulary=128 is too small: the data have 200 symbols"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_anything_heavy(tmp_path: Path, content: bytes | None, said: str) -> None:
     from lab.check import check
     from lab.compose import compose
 
-    cfg = compose(["experiment=transformer_text", f"data.path={tmp_path}/none.txt", "trainer.accelerator=cpu"])
-    with pytest.raises(Refusal, match=r"data.path=.*none.txt is no file; allowed: the path of a text in UTF-8"):
-        check(cfg)
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Refusal, match=said):
+        check(compose(["experiment=transformer_text", f"data.path={path}", "trainer.accelerator=cpu"]))
+
+
+def test_a_long_text_is_looked_at_when_it_is_loaded(tmp_path: Path) -> None:
+    path = text(tmp_path, "short")
+    require_text(path, 0.1, 64, 128, most=4)
+    with pytest.raises(Refusal, match="is too short"):
+        require_text(path, 0.1, 64, 128, most=5)
 
 
 @pytest.mark.parametrize("kind", ["markov", "text"])

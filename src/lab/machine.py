@@ -39,7 +39,7 @@ def check_machine(cfg: DictConfig, *, nodes: int = 1, elsewhere: bool = False) -
     if not elsewhere:
         _check_nodes(config["trainer"], nodes)
         _check_devices(config["trainer"])
-        _check_files(config["data"])
+        _check_files(config["data"], config["model"])
         cores = len(usable_cores())
         if config["threads"] > cores:
             raise Refusal(f"threads={config['threads']} is not allowed: 1..{cores}, the cores of this machine")
@@ -183,15 +183,16 @@ def needs_files(data: Mapping[Any, Any]) -> bool:
     return "root" in data or "path" in data
 
 
-def _check_files(data: dict[str, Any]) -> None:
+def _check_files(data: dict[str, Any], model: dict[str, Any]) -> None:
     if "root" in data:
         from lab.data.sources import require
 
         require(data["source"], Path(data["root"]))
     if "path" in data:
-        from lab.data.sources import require_file
+        from lab.data.sources import require_text
 
-        require_file(data["path"])
+        text, net = Part(data), getattr(Part(model), "net", None)
+        require_text(data["path"], text.share, text.context, getattr(net, "vocabulary", None))
 
 
 _LEAST_FREE = 50 * 2**20

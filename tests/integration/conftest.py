@@ -221,7 +221,7 @@ CHEAP = {
         "data.batch_size=16",
         *(
             f"claims.{name}.graphs=100"
-            for name in ("feature_accuracy", "mean_accuracy", "accuracy_by_degree", "graph_helps")
+            for name in ("feature_accuracy", "mean_accuracy", "accuracy_by_degree", "graph_helps", "graph_hurts")
         ),
         "claims.graphs_told_apart.most=4",
         "claims.oversmoothing.graphs=2",

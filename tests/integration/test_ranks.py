@@ -6,9 +6,9 @@ disturbed by, so the difference stays a few ε of the weights however many steps
 measured as at most 4.6 ε of ‖w‖ (and 1.2 ε of the first loss) in either precision. Allowed are 32 ε. A nonlinear net
 far from its optimum contracts nothing: of vae, after 300 steps, it was 28 ε, and 256 are allowed. In the
 transformer a few units of squared ReLU are nearly dead, and Adam divides their gradients, 10⁻⁸ where others have 10⁻⁴,
-by their own size: the two matrices of such units were 2300 and 900 ε off, in float32 as in float64 (4300 ε with
-clipping, parts and averages), all others less than 100; 2¹⁵ are allowed. Only reduction order scales with ε: an error
-in what the ranks compute would show in float64 as it does in float32.
+by their own size: after 300 steps the two matrices of such units were 2300 and 900 ε off, all others less than 100. As
+gnn it is compared after 50 steps, when it was 25 ε. Only reduction order scales with ε: an error in what the ranks
+compute would show in float64 as it does in float32.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ ALLOWED = {
     "diffusion": 256,
     "sinkhorn_ot": 256,
     "gnn": 256,
-    "transformer": 2**15,
+    "transformer": 256,
 }
 MINIBATCH = ["data.batch_size=64"]
 AT_SCALE = ["model.accumulate=3", "model.clip=50", "model.ema=0.99"]
 """How a model that is larger than its device is trained; the gradients of vae are longer than 50 and shorter."""
 BRIEFLY = ["trainer.max_steps=50"]
-"""Of nets whose gradients have kinks, and are next to nothing for some weights, 300 steps make up to 10⁵ ε of one ε."""
+"""Of nets whose gradients have kinks, and are next to nothing for some weights, 300 steps make 10³ to 10⁵ ε of one."""
 DEFAULT = {
     "pca_autoencoder": "32-true",
     "linear_regression": "64-true",
@@ -82,9 +82,9 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("gnn", "32-true", BRIEFLY),
         ("gnn", "64-true", BRIEFLY),
         ("gnn", "32-true", [*BRIEFLY, *AT_SCALE]),
-        ("transformer", "32-true", []),
-        ("transformer", "64-true", []),
-        ("transformer", "32-true", AT_SCALE),
+        ("transformer", "32-true", BRIEFLY),
+        ("transformer", "64-true", BRIEFLY),
+        ("transformer", "32-true", [*BRIEFLY, *AT_SCALE]),
     ],
 )
 def test_two_ranks_train_what_one_does(

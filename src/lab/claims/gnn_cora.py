@@ -15,7 +15,7 @@ from lab.claim import Claim, Quantity, Relation, Run, at_least, equal
 from lab.data.planetoid import Planetoid
 from lab.errors import Refusal
 from lab.models.node_classification import NodeClassification
-from lab.types import Fraction
+from lab.types import Fraction, NonEmptyStr
 
 
 class _OverCopies(Claim):
@@ -42,19 +42,20 @@ class PublishedAccuracy(_OverCopies):
     Args:
         net: which one.
         accuracy: what its authors report, the mean of 100 starts.
-        within: by how much implementations that are known to be right differ.
+        within: an allowance for liberties that implementations take, such as early stopping and penalties.
+        because: what is known of how far others' means are apart on these data.
     """
 
     reference = "Kipf & Welling 2017, Table 2; Veličković et al. 2018, Table 2; Fey & Lenssen 2019, Table 1"
     symbol = "accuracy"
     relation: Relation = equal("`within`, and 4.5 standard errors over starts", k=4.5)
 
-    def __init__(self, net: str, accuracy: Fraction, within: Fraction) -> None:
+    def __init__(self, net: str, accuracy: Fraction, within: Fraction, because: NonEmptyStr) -> None:
         super().__init__([net])
         self.accuracy = accuracy
         self.relation = equal(
-            f"of this network two published means on this split are up to {within:g} apart, for early stopping, "
-            "penalties and the like; and 4.5 standard errors over starts",
+            f"{within:g} for liberties that implementations take, an allowance and no theorem: {because}; "
+            "and 4.5 standard errors over starts",
             k=4.5,
             atol=within,
         )

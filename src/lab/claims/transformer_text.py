@@ -37,7 +37,7 @@ class BestBigram(_OfText):
 
     reference = "Cover & Thomas 2006, Thm 2.6.3; Shannon 1951"
     symbol = "nats a character"
-    relation = at_most("the least that any table of pairs costs; a trained net is a fifth below")
+    relation = at_most("the least that any table of pairs costs; a trained net is a third below")
 
     def predict(self, data: Text) -> Quantity:
         return Quantity(markov.conditional_entropy(data.validation.unfold(0, 2, 1)))

@@ -66,6 +66,10 @@ class CSBM(InMemoryData):
     def place(self, device: torch.device) -> None:
         self._device = device
 
+    def across(self, q: float) -> CSBM:
+        """The same law, but for the probability of edges between classes."""
+        return CSBM(self.nodes, self.d, self.distance, self.sigma, self.p, q, seed=self.seed)
+
     def fresh(self, graphs: int, *stream: int | str) -> tuple[Tensor, Tensor, Tensor]:
         """New graphs, a function of (seed, stream): (x (g, n, d) in float64, adjacency (g, n, n), labels (g, n)).
 

@@ -71,10 +71,53 @@ def require(source: str, root: str | Path) -> None:
         )
 
 
-def require_file(path: str | Path) -> None:
-    """Refuse unless there is a file to read."""
+MOST_CHARACTERS = 2**15
+"""Different ones that a text may have: so many are told apart in two bytes."""
+
+
+def require_text(path: str | Path, share: float, context: int, vocabulary: int | None, most: int = 2**24) -> None:
+    """Refuse unless there is a text to learn; one of more than `most` bytes is looked at when it is loaded."""
     if not os.path.isfile(path):  # noqa: PTH113 - never raises
         raise Refusal(f"data.path={path} is no file; allowed: the path of a text in UTF-8, data.path=<file>")
+    if os.path.getsize(path) > most:  # noqa: PTH202 - as above
+        return
+    text = read_text(path)
+    split(path, len(text), share, context)
+    symbols = len(set(text))
+    require_few(path, symbols)
+    if vocabulary is not None and vocabulary < symbols:
+        raise Refusal(f"model.net.vocabulary={vocabulary} is too small: the data have {symbols} symbols")
+
+
+def read_text(path: str | Path) -> str:
+    """A whole file in UTF-8; refuses one that is none or has nothing in it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"data.path={path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise Refusal(f"data.path={path} is no text in UTF-8: {error.reason} at byte {error.start}") from None
+    if not text:
+        raise Refusal(f"data.path={path} is empty; allowed: a text in UTF-8")
+    return text
+
+
+def split(path: str | Path, length: int, share: float, context: int) -> int:
+    """How many of a text's characters are trained on; refuses a text of which either part has no window."""
+    trained = round(length * (1 - share))
+    for part, characters in (("trains on", trained), ("holds out", length - trained)):
+        if characters <= context:
+            raise Refusal(
+                f"data.path={path} is too short: data.share={share} {part} {characters} characters, and "
+                f"data.context={context} needs {context + 1}"
+            )
+    return trained
+
+
+def require_few(path: str | Path, symbols: int) -> None:
+    """Refuse a text of more different characters than are told apart."""
+    if symbols > MOST_CHARACTERS:
+        raise Refusal(f"data.path={path} has {symbols} distinct characters; at most {MOST_CHARACTERS} are allowed")
 
 
 def _reachable(url: str, seconds: float = 0.5) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lab.data.sequences import Sequences
-from lab.errors import Refusal
+from lab.data.sources import read_text, require_few, split
 from lab.random import generator
 from lab.types import Fraction, NonEmptyStr, NonNegativeInt, PositiveInt
 
@@ -41,28 +41,13 @@ class Text(Sequences):
 
     def load(self) -> None:
         super().load()
-        text = self._read()
+        text = read_text(self.path)
         codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
         known, tokens = codes.unique(return_inverse=True)  # sorted
         self.characters, self.symbols = "".join(map(chr, known.tolist())), len(known)
-        if self.symbols > 2**15:
-            raise Refusal(f"data.path={self.path} has {self.symbols} distinct characters; at most {2**15} are allowed")
-        cut = round(len(tokens) * (1 - self.share))
-        self.train, self.validation = tokens[:cut].short(), tokens[cut:].short()
-        for part, length in (("trains on", len(self.train)), ("holds out", len(self.validation))):
-            if length <= self.context:
-                raise Refusal(
-                    f"data.path={self.path} is too short: data.share={self.share} {part} {length} characters, and "
-                    f"data.context={self.context} needs {self.context + 1}"
-                )
-
-    def _read(self) -> str:
-        try:
-            return self.path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise Refusal(f"data.path={self.path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise Refusal(f"data.path={self.path} is no text in UTF-8: {error.reason} at byte {error.start}") from None
+        require_few(self.path, self.symbols)
+        trained = split(self.path, len(tokens), self.share, self.context)
+        self.train, self.validation = tokens[:trained].short(), tokens[trained:].short()
 
     def place(self, device: torch.device) -> None:
         super().place(device)

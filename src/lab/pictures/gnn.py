@@ -128,7 +128,7 @@ class Homophily(Picture):
 
     def measured(self, data: CSBM, q: float) -> tuple[float, float]:
         """(accuracy, its standard error) where edges across have probability q."""
-        other = CSBM(data.nodes, data.d, data.distance, data.sigma, data.p, q, seed=data.seed)
+        other = data.across(q)
         means, signs = [], []
         for part in ("taught", "judged"):
             x, adjacency, labels = other.fresh(self.graphs, "Homophily", part)
