@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lab import paths
+from lab.cli import compare
 from lab.cli.compare import main
 from lab.compare import wandb as from_wandb
 from lab.compare.load import Loaded, load
@@ -313,6 +315,37 @@ def test_a_run_of_wandb_need_not_stem_from_the_lab() -> None:
     assert str(cell([claim])) == "✓ not finite vs not finite"
 
 
+def test_what_was_asked_for_is_written_though_the_default_figure_cannot_be(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("a", 0, 4), make("b", 1, 4)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(paths, "OUTPUTS", tmp_path / "file" / "outputs")
+    assert main(["a", "b", "--csv", "t.csv", "--html", "p.html"]) == 0
+    assert Path("t.csv").read_text().startswith("run,")
+    assert "<svg" in Path("p.html").read_text()
+    assert re.fullmatch(r"lab: \S+/outputs/compare.svg cannot be written: Not a directory\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--html", "/proc/p.html"], "--html /proc/p.html cannot be written: no file can be made in /proc"),
+        (["--csv", "/dev/null"], "--csv /dev/null cannot be written: it is no file"),
+        (["--html", "."], "--html . cannot be written: it is a folder"),
+        (["--report", "x"], "--report x is no project: write entity/project"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_runs_are_read(
+    words: list[str], said: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a")
+    monkeypatch.setattr(compare, "load", lambda _: pytest.fail("read"))
+    with pytest.raises(Refusal) as refused:
+        main(["a", *words])
+    assert str(refused.value).startswith(said)
+
+
 def test_of_a_resumed_run_the_newest_of_wandbs_folders_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(path: Path) -> Loaded:
         return Loaded("id", path, "done", id="id" if "other" not in str(path) else "other")
@@ -323,3 +356,22 @@ def test_of_a_resumed_run_the_newest_of_wandbs_folders_counts(tmp_path: Path, mo
         (tmp_path / "wandb" / name / "run.wandb").touch()
     found = load([str(tmp_path / "wandb")])
     assert [Path(run.source).parent.name for run in found] == ["offline-run-2-id", "run-0-other"]
+
+
+def test_a_torn_segment_gives_way_to_one_that_got_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"offline-run-1-id": [0.0, 50.0], "run-2-id": [0.0, 80.0], "offline-run-3-id": [0.0, 80.0], "run-4-id": []}
+
+    def read(path: Path) -> Loaded:
+        steps = rows[path.resolve().parent.name]
+        return Loaded("id", path, "failed", id="id", curves={"loss": (steps, steps)} if steps else {})
+
+    monkeypatch.setattr(from_wandb, "offline", read)
+    for name in rows:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.wandb").touch()
+    monkeypatch.chdir(tmp_path / "run-2-id")
+    for words in (["run.wandb", "../run-4-id", "../offline-run-1-id/run.wandb", "../offline-run-3-id"], [".."]):
+        (run,) = load(words)
+        assert Path(run.source).resolve().parent.name == "offline-run-3-id"
+    (run,) = load(["run.wandb", str(tmp_path / "offline-run-1-id"), "../run-4-id/run.wandb"])
+    assert run.source == Path("run.wandb")

@@ -110,3 +110,11 @@ def test_a_ready_search_space_composes_and_predicts_an_optimum(sweep: str, exper
 def test_every_experiment_has_a_ready_search_space() -> None:
     variants = {name for name in compose.experiments() if len(compose.lineage(name)) > 1}
     assert sorted(READY.values()) == sorted(set(compose.experiments()) - variants)
+
+
+def test_a_study_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database" * 1000)
+    words = ["experiment=pca_autoencoder", "logger=none", "hydra/sweeper=optuna", "k=int(interval(1,4))"]
+    with pytest.raises(Refusal) as refused:
+        main([*words, f"hydra.sweep.dir={tmp_path}"])
+    assert re.search(r"study\.db cannot be used as the search's study: file is not a database; ", str(refused.value))

@@ -18,9 +18,9 @@ import pytest
 from lab import provenance
 from lab.__main__ import dispatch
 from lab.compose import compose
-from lab.errors import CRASHED, Refusal
+from lab.errors import CRASHED, REFUSED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
-from lab.sweep import queue, results
+from lab.sweep import queue, results, task
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
 from lab.sweep.slurm import Shape, Slurm
 
@@ -127,6 +127,44 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--signal" not in Slurm(signal_seconds=0).script(path, Shape(1, 1, 0, 1), count=1)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--nodes=2", "set trainer.num_nodes"),
+        ("-N2", "set trainer.num_nodes"),
+        ("-HN 2", "set trainer.num_nodes"),
+        ("--exclusive --ntasks 2", "set trainer.devices"),
+        ("--ntasks-per-socket=1", "set trainer.devices"),
+        ("-c 4", "set hydra.launcher.cpus_per_task"),
+        ("-G1", "set hydra.launcher.gpus_per_node"),
+        ("--gres=nvme:1,gpu:a100:2", "set hydra.launcher.gpus_per_node"),
+        ("--gres gpu", "set hydra.launcher.gpus_per_node"),
+        ("--array=0-3", "the lab writes it itself; hydra.launcher.max_running limits"),
+        ("--arr=0-3", "the lab writes it itself"),
+        ("-o x", "the lab writes it itself"),
+        ("--no-requeue", "the lab writes it itself"),
+        ("--signal=B:TERM", "set hydra.launcher.signal_seconds"),
+        ("-t 10", "set hydra.launcher.time"),
+        ("--partition=gpu", "set hydra.launcher.partition"),
+        ("exclusive", "an option of sbatch on one line"),
+        ("--exclusive\n#SBATCH -N2", "an option of sbatch on one line"),
+        ("--comment='x", "No closing quotation"),
+    ],
+)
+def test_options_that_the_lab_writes_are_refused(option: str, said: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        Slurm(options=["--exclusive", option])
+    assert str(refused.value).startswith(f"hydra.launcher.options: {option!r} is not allowed: {said}")
+
+
+def test_other_options_are_sbatchs_own_affair() -> None:
+    options = [
+        "--exclusive", "-x node1", "--nodelist=node2", "--mem-per-cpu=2G", "--time-min=5", "--gres=nvme:1", "-J mine",
+        "--mail-type=END --mail-user=a@b", "--no-kill", "--gpu-bind=none", "--comment='-N of nodes'", "-dafterok:3",
+    ]  # fmt: skip
+    assert Slurm(options=options).options == options
+
+
 def submit(*more: str) -> int:
     return dispatch(["-m", PCA, "hydra/launcher=slurm", "hydra.sweep.dir=s", *more])
 
@@ -141,8 +179,11 @@ def test_dry_run_freezes_writes_and_submits_nothing(stand_in: Any, capsys: pytes
     assert (frozen / "overrides").read_text().splitlines()[-1] == "trainer.devices=2"
     submitted = json.loads((frozen / "submitted.json").read_text())
     assert submitted["code"] == provenance.code()
-    assert (submitted["diff"] is None) == (not provenance.tree_diff())
-    assert submitted["diff"] is None or (Path("s") / submitted["diff"]).read_text() == provenance.tree_diff()
+    diff = provenance.tree_diff()
+    if diff:
+        assert (Path("s") / submitted["diff"]).read_bytes() == diff
+    else:
+        assert submitted["diff"] == ("not known: git does not say" if diff is None else None)
     assert not Path("s/jobs.json").exists()
 
 
@@ -199,6 +240,32 @@ def test_only_what_is_left_is_submitted(stand_in: Any, capsys: pytest.CaptureFix
     assert Path("cancelled").read_text() == "17_1\n"
 
 
+def test_a_script_that_ends_in_its_setup_is_found_by_its_run(stand_in: Any, tmp_path: Path) -> None:
+    """Submitted by hand, so that the lab knows no job, and dead before the lab starts."""
+    for name in ("bash", "mv"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name, path=os.defpath)))
+    setup = "hydra.launcher.setup=['echo no such module', 'exit 7']"
+    assert submit("k=2,4", "hydra.launcher.dry_run=true", "hydra.sweep.dir=a sweep", setup) == 0
+    sweep = Path("a sweep")
+    environment = os.environ | {"SLURM_ARRAY_JOB_ID": "23", "SLURM_ARRAY_TASK_ID": "1"}
+    with (sweep / "logs/23_1.log").open("w") as log:
+        done = subprocess.run(
+            ["bash", str(sweep.absolute() / "job-0.sbatch")],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            check=False,
+            cwd="/",
+        )
+    assert done.returncode == 7
+    assert (sweep / "k=4/slurm_job").read_text() == "23_1\n"
+    assert not (sweep / "k=2/slurm_job").exists()
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", "echo '23_1|FAILED'")
+    rows = {row.name: (row.state, row.reason, row.job) for row in results.collect(sweep)}
+    assert rows == {"k=2": ("waiting", "", ""), "k=4": ("failed", "no such module", "23_1")}
+
+
 def test_a_silent_controller_is_no_answer(stand_in: Any) -> None:
     submit("hydra.launcher.dry_run=true")
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
@@ -211,6 +278,31 @@ def test_cancel_refuses_a_sweep_of_this_machine(stand_in: Any) -> None:
     Path("s/sweep.json").write_text('{"experiment": "e", "overrides": [], "objective": null, "points": []}')
     with pytest.raises(Refusal, match="was not submitted to SLURM"):
         dispatch(["cancel", "s"])
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"job-0.sbatch": 17}', '{"job-0.sbatch": "x"}', "null"])
+def test_a_damaged_list_of_submissions_is_said(stand_in: Any, content: str) -> None:
+    submit("hydra.launcher.dry_run=true")
+    stand_in("squeue", "exit 0")
+    Path("s/jobs.json").write_text(content)
+    for words in (["status", "s"], ["cancel", "s"]):
+        with pytest.raises(Refusal, match=r"s/jobs\.json is damaged"):
+            dispatch(words)
+    with pytest.raises(Refusal, match=r"s/jobs\.json is damaged"):
+        submit()
+
+
+@pytest.mark.parametrize("content", [b"xx", b"", b"7", b"\xff_0", b"-1_0"])
+def test_a_damaged_job_hides_no_other_run(stand_in: Any, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    submit("k=2,4", "hydra.launcher.dry_run=true")
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", "echo '17_1|TIMEOUT'")
+    Path("s/k=2/slurm_job").write_bytes(content)
+    Path("s/k=4/slurm_job").write_text("17_1\n")
+    assert dispatch(["status", "s"]) == 0
+    said = capsys.readouterr()
+    assert "2 runs: 1 failed, 1 waiting" in said.out
+    assert "s/k=2/slurm_job is damaged" in said.err
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -262,6 +354,23 @@ def test_states(job: Job, live: bool, why: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- task
 
 
+@pytest.mark.parametrize("index", ["2", "-1", "", None])
+def test_an_index_that_counts_to_no_run_is_said(
+    index: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "job-0.points"
+    points.write_text("a\nb\n")
+    monkeypatch.setattr(sys, "argv", ["task", str(tmp_path), str(points)])
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    if index is not None:
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", index)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    assert left.value.code == REFUSED
+    said = f"lab: SLURM_ARRAY_TASK_ID={index or 'absent'} counts to no run of {points}: 0 to 1\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
     stand_in("squeue", "exit 0")
@@ -305,3 +414,81 @@ def test_code_edited_after_submitting_is_noticed(tmp_path: Path, monkeypatch: py
     assert provenance.edited_since_submit(tmp_path) == "", "another commit with the same source"
     (tmp_path / provenance.SUBMITTED).write_text(json.dumps({"code": then | {"source": "other"}}))
     assert "edited since this run was submitted (uncommitted)" in provenance.edited_since_submit(tmp_path)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository from which the package seems to run, of a user whose git is set up for diffs to look at."""
+    helper = tmp_path / "show"
+    helper.write_text("#!/bin/sh\necho as I like it\n")
+    helper.chmod(stat.S_IRWXU)
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        "[user]\nname = a\nemail = a@b\n[color]\nui = always\n[status]\nshowUntrackedFiles = no\n"
+        f"[diff]\nexternal = {helper}\nnoprefix = true\nmnemonicPrefix = true\ncontext = 0\nrelative = true\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=0")
+    root = tmp_path / "ä checkout"
+    package = root / "src" / "lab"
+    package.mkdir(parents=True)
+    (root / "conf").mkdir()
+    (package / "a.py").write_bytes(b"".join(b"line %d\n" % i for i in range(40)))
+    (package / "gone.py").write_bytes(b"gone\n")
+    (root / "latin.txt").write_bytes("é\n".encode("latin-1"))
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    return root
+
+
+def git(root: Path, *words: str, stdin: bytes = b"") -> None:
+    subprocess.run(["git", "-C", str(root), *words], input=stdin, check=True)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    found = (path for path in root.rglob("*") if path.is_file() and ".git" not in path.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def test_the_diff_makes_the_same_files_of_a_clean_clone(checkout: Path, tmp_path: Path) -> None:
+    assert provenance.tree_diff() == b""
+    changed = {
+        "latin.txt": "ü, no UTF-8\n".encode("latin-1"),
+        "src/lab/a.py": b"".join(b"line %d\n" % (i * (i != 20)) for i in range(40)),
+        "src/lab/ö.py": b"new\r\nno newline at the end",
+        "src/lab/-n.py": b"",
+        "src/lab/two\nlines.py": b"x\n",
+        "conf/blob.bin": bytes(range(256)),
+    }
+    for name, content in changed.items():
+        (checkout / name).write_bytes(content)
+    (checkout / "src/lab/gone.py").unlink()
+    diff = provenance.tree_diff()
+    assert diff
+    assert provenance.code()["dirty"] is True
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(checkout), str(clone))
+    git(clone, "apply", stdin=diff)
+    assert files(clone) == files(checkout)
+    assert files(clone).items() >= changed.items()
+
+
+def test_a_diff_that_git_does_not_tell_is_not_known(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "src/lab/new.py").write_text("x\n")
+    (checkout / "src/lab/new.py").chmod(0)
+    if os.geteuid():  # root reads everything
+        assert provenance.tree_diff() is None
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "git").write_text(f'#!/bin/sh\ncase "$*" in *binary*) {shutil.which("sleep")} 5;; *) echo x;; esac\n')
+    (slow / "git").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(slow))
+    monkeypatch.setattr(provenance, "PATIENCE", 0.5)
+    assert provenance.tree_diff() is None
+    monkeypatch.chdir(tmp_path)
+    assert submit("hydra.launcher.dry_run=true") == 0
+    assert json.loads(Path("s/run/submitted.json").read_text())["diff"] == "not known: git does not say"

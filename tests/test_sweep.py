@@ -11,12 +11,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab import compose
+from lab.__main__ import dispatch
 from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
+from lab.rundir import RunDir
 from lab.sweep import plan, results
 from lab.sweep.grid import Optimum
+from lab.sweep.local import Local
 from lab.sweep.results import Row
 
 PCA = ["experiment=pca_autoencoder", "logger=none"]
@@ -133,12 +136,102 @@ def test_a_folder_that_holds_another_sweep_is_refused(tmp_path: Path) -> None:
         plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "k=4", "seed=0,1"]))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"points": []}'])
+def test_an_unreadable_verdict_hides_no_other_run_and_is_judged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[str] = []
+
+    def run(_: Local, sweep: plan.Sweep, points: list[plan.Point]) -> int:
+        for point in points:
+            executed.append(point.name)
+            finished(sweep.folder(point))
+        return HOLDS
+
+    monkeypatch.setattr(Local, "run", run)
+    words = ["-m", *PCA, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"]
+    assert dispatch(words) == HOLDS
+    torn = [tmp_path / "seed=1/verdict.json", tmp_path / "seed=2/verdict.json"]
+    torn[0].write_text("{")
+    torn[1].write_text("[]")
+    (tmp_path / "seed=2/verdict.json.damaged").write_text("an earlier one")
+    capsys.readouterr()
+    assert dispatch(["status", str(tmp_path)]) == HOLDS
+    assert "3 runs: 2 failed, 1 done" in capsys.readouterr().out
+    row = results.collect(tmp_path)[1]
+    assert row.state == "failed"
+    assert "its verdict.json is not whole" in row.reason
+    executed.clear()
+    assert dispatch(words) == HOLDS
+    assert executed == ["seed=1", "seed=2"]
+    said = capsys.readouterr()
+    assert "3 of 3 runs finished" in said.out
+    assert f"lab: {torn[0]} is not whole: kept as verdict.json.damaged, and the run is judged again" in said.err
+    assert (tmp_path / "seed=1/verdict.json.damaged").read_text() == "{"
+    assert (tmp_path / "seed=2/verdict.json.damaged").read_text() == "an earlier one"
+    assert (tmp_path / "seed=2/verdict.json.damaged1").read_text() == "[]"
+
+
+def test_a_second_start_in_a_folder_is_told_which_key_chooses_another(tmp_path: Path) -> None:
+    with RunDir(tmp_path).lock(), pytest.raises(Refusal) as refused:
+        main([*PCA, "seed=0,1", f"hydra.sweep.dir={tmp_path}"])
+    said = f"hydra.sweep.dir={tmp_path} is being written by process"
+    assert str(refused.value).startswith(said)
+    assert str(refused.value).endswith("or choose another hydra.sweep.dir")
+
+
+def test_a_long_reason_stays_on_its_line_where_the_output_is_piped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / plan.RECORD).write_text(record_with())
+    (tmp_path / "k=2").mkdir()
+    reason = "why [it] failed " * 20
+    (tmp_path / "k=2/console.log").write_text(f"{reason}\n")
+    assert dispatch(["status", str(tmp_path)]) == HOLDS
+    assert reason.strip() in capsys.readouterr().out
+
+
+def record_with(**changes: object) -> str:
+    point = {"name": "k=2", "values": {"k": "2"}, "digest": "x"}
+    record = {"experiment": "e", "overrides": [], "objective": None, "points": [point]}
+    return json.dumps(record | {"points": [point | changes]} if changes else record)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"points": []}',
+        '{"experiment": 1, "overrides": 2, "objective": 3, "points": 4}',
+        '{"experiment": "e", "overrides": [1], "objective": null, "points": []}',
+        '{"experiment": "e", "overrides": [], "objective": null, "points": [{}]}',
+        '{"experiment": "e", "overrides": [], "objective": null, "points": ["k=2"]}',
+        *(record_with(name=name) for name in (2, "", ".", "..", "../../../etc", "/etc", "a/b", "a\0b")),
+        record_with(values=[]),
+        record_with(values={"k": 2}),
+        record_with(digest=None),
+    ],
+)
 def test_a_folder_without_a_readable_record_is_no_sweep(tmp_path: Path, content: str | None) -> None:
+    sweep = tmp_path / "s"
+    sweep.mkdir()
     if content is not None:
-        (tmp_path / plan.RECORD).write_text(content)
-    with pytest.raises(Refusal):
-        results.collect(tmp_path)
+        (sweep / plan.RECORD).write_text(content)
+    for words in (["status", str(sweep)], ["cancel", str(sweep)], ["compare", str(sweep)]):
+        with pytest.raises(Refusal) as refused:
+            dispatch(words)
+        assert len(str(refused.value).splitlines()) == 1
+    if content is not None:
+        with pytest.raises(Refusal, match=r"s/sweep\.json is not the record of a sweep"):
+            main([*PCA, "k=2,4", f"hydra.sweep.dir={sweep}"])
+        assert [path.name for path in sweep.iterdir() if path.name != ".lock"] == [plan.RECORD]
+
+
+def test_a_whole_record_is_read(tmp_path: Path) -> None:
+    (tmp_path / plan.RECORD).write_text(record_with())
+    assert [row.state for row in results.collect(tmp_path)] == ["waiting"]
 
 
 def test_no_device_is_lent_twice() -> None:
@@ -184,7 +277,7 @@ def test_the_best_row_is_held_against_theory(capsys: pytest.CaptureFixture[str])
 
 
 def finished(path: Path, *, metrics: str = "step,loss/net\n0,4.0\n50,2.5\n") -> Path:
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     (path / "metrics.csv").write_text(metrics)
     judged = [
         Judged(name, "", "", "equal", "", 7.0, measured, 0.0, 0.0, 1.0, holds)
@@ -203,6 +296,16 @@ def test_the_objective_of_a_run(tmp_path: Path, objective: str | None, expected:
     found = results.row("r", {}, finished(tmp_path / "r"), objective)
     assert (found.state, found.held, found.claims, found.holds) == ("done", 1, 2, False)
     assert found.objective == expected if expected is not None else math.isnan(found.objective)
+
+
+def test_a_duration_that_is_no_number_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "a")
+    record = json.loads((run / "verdict.json").read_text())
+    (run / "verdict.json").write_text(json.dumps(record | {"provenance": {"seconds": "x"}}))
+    found = results.row("a", {}, run, None)
+    assert math.isnan(found.seconds)
+    results.print_table([found])
+    assert "nan" in capsys.readouterr().out
 
 
 def test_a_torn_last_row_is_not_read(tmp_path: Path) -> None:

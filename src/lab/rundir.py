@@ -194,9 +194,10 @@ class RunDir:
         return False
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self, key: str = "run_dir") -> Iterator[int]:
         """Hold the directory as its only writer; yields the lock's file descriptor for children to inherit.
 
+        `key` of the config is the one that chooses the directory.
         The kernel's file lock dies with its last holder, so a dead owner blocks nobody; children that inherit it keep
         it until they have ended too. On file systems that keep such locks per host, an owner on another host is known
         by its heartbeat.
@@ -204,7 +205,7 @@ class RunDir:
         file = self.path / ".lock"
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._acquire(fd)
+            self._acquire(fd, key)
             for abandoned in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
                 abandoned.unlink(missing_ok=True)  # what an owner that was killed was writing
             owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
@@ -223,7 +224,7 @@ class RunDir:
         finally:
             os.close(fd)
 
-    def _acquire(self, fd: int) -> None:
+    def _acquire(self, fd: int, key: str) -> None:
         deadline = time.monotonic() + 5
         while True:
             try:
@@ -233,20 +234,19 @@ class RunDir:
                 owner = _owner(fd)
                 orphaned = owner.get("host") == socket.gethostname() and not _alive(owner.get("pid", 0))
                 if not orphaned or time.monotonic() > deadline:  # children of a killed owner end within moments
-                    raise self._refusal(owner) from None
+                    raise self._refusal(owner, key) from None
                 time.sleep(0.05)
         owner = _owner(fd)
         if owner and owner.get("host") != socket.gethostname():
             before = os.fstat(fd).st_mtime_ns
             time.sleep(2.5 * HEARTBEAT)
             if os.fstat(fd).st_mtime_ns != before:
-                raise self._refusal(owner)
+                raise self._refusal(owner, key)
 
-    def _refusal(self, owner: dict[str, Any]) -> Refusal:
+    def _refusal(self, owner: dict[str, Any], key: str) -> Refusal:
         return Refusal(
-            f"run_dir={self.path} is being written by process {owner.get('pid', 'unknown')} on "
-            f"{owner.get('host', 'this host')}; "
-            "wait for it, stop it, or choose another run_dir"
+            f"{key}={self.path} is being written by process {owner.get('pid', 'unknown')} on "
+            f"{owner.get('host', 'this host')}; wait for it, stop it, or choose another {key}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lab.cli.arguments import Arguments
 from lab.compare.load import load
 from lab.compare.table import Comparison, print_comparison
 from lab.errors import HOLDS, Refusal
+from lab.machine import check_output
 
 DESCRIPTION = """\
 Compare runs: what differs between their configs, what came out, curves over each other and claims side by side.
@@ -43,19 +45,15 @@ def main(argv: list[str]) -> int:
         help="create a report of these runs on the wandb server (needs the package wandb-workspaces)",
     )
     given = arguments.parse_args(argv)
-    for file in (given.html, given.csv):
-        if file is not None and (not file.parent.is_dir() or file.is_dir()):
-            raise Refusal(
-                f"{file} cannot be written: {'it is a folder' if file.is_dir() else 'there is no such folder'}"
-            )
+    for option, file in (("--html", given.html), ("--csv", given.csv)):
+        if file is not None:
+            _check_writable(option, file)
+    if given.report is not None:
+        from lab.compare.report import create, place
+
+        place(given.report)
     comparison = Comparison(load(given.runs), given.by, given.metric)
     print_comparison(comparison)
-    with _written(paths.OUTPUTS / "compare.svg"):
-        from lab import figures
-        from lab.compare import figure
-
-        paths.OUTPUTS.mkdir(parents=True, exist_ok=True)
-        figures.save(figure.draw(comparison), paths.OUTPUTS, "compare")
     if given.csv is not None:
         from lab.sweep.results import write_csv
 
@@ -67,10 +65,29 @@ def main(argv: list[str]) -> int:
         with _written(given.html):
             write(comparison, given.html)
     if given.report is not None:
-        from lab.compare.report import create
-
         print(f"report  {create(comparison, given.report)}")
+    try:
+        _draw(comparison)
+    except Refusal as refusal:  # nobody asked for it
+        print(f"lab: {refusal}", file=sys.stderr)
     return HOLDS
+
+
+def _draw(comparison: Comparison) -> None:
+    with _written(paths.OUTPUTS / "compare.svg"):
+        from lab import figures
+        from lab.compare import figure
+
+        paths.OUTPUTS.mkdir(parents=True, exist_ok=True)
+        figures.save(figure.draw(comparison), paths.OUTPUTS, "compare")
+
+
+def _check_writable(option: str, file: Path) -> None:
+    if not file.parent.is_dir():
+        raise Refusal(f"{option} {file} cannot be written: there is no such folder")
+    if file.exists() and not file.is_file():
+        raise Refusal(f"{option} {file} cannot be written: it is {'a folder' if file.is_dir() else 'no file'}")
+    check_output(f"{option} {file}", file.parent)
 
 
 @contextlib.contextmanager

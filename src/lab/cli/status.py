@@ -14,8 +14,10 @@ _ORDER: tuple[results.State, ...] = ("failed", "running", "queued", "waiting", "
 def main(argv: list[str]) -> int:
     """Print a line for each run, those that need attention first."""
     from rich import box
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from lab.table import stdout
 
     parser = Arguments("status", "Which runs of a sweep are queued, running, done or failed, and why.")
     parser.add_argument("sweep", type=Path, help="the sweep's folder")
@@ -29,8 +31,8 @@ def main(argv: list[str]) -> int:
             table.add_column(column, overflow="fold")
         for row in shown:
             outcome = f"{row.held} of {row.claims} claims hold" if row.state == "done" else row.reason
-            table.add_row(row.name, row.state, row.job, _saved(Path(row.path)), outcome)
-        Console().print(table)
+            table.add_row(*map(escape, (row.name, row.state, row.job, _saved(Path(row.path)), outcome)))
+        stdout(table).print(table)
     counts = [(state, sum(row.state == state for row in rows)) for state in _ORDER]
     print(f"{len(rows)} runs: {', '.join(f'{count} {state}' for state, count in counts if count)}")
     return HOLDS

@@ -109,7 +109,7 @@ def _held(path: Path) -> Iterator[None]:
     """The sweep's folder, made and held by this process alone."""
     with refuse_full_disk(path, "hydra.sweep.dir"):
         path.mkdir(parents=True, exist_ok=True)
-        with RunDir(path).lock():
+        with RunDir(path).lock("hydra.sweep.dir"):
             yield
 
 

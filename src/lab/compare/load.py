@@ -88,7 +88,7 @@ def load(words: Sequence[str]) -> list[Loaded]:
             runs += online(word)
         else:
             runs += _local(word)
-    return _under_own_names(_newest_segments(_once(runs)))
+    return _under_own_names(_furthest_segments(_once(runs)))
 
 
 def _local(word: str) -> list[Loaded]:
@@ -126,7 +126,7 @@ def _sources(path: Path, depth: int) -> Iterator[Source]:
         return
     if (path / RECORD).exists():
         for point in read_record(path)["points"]:
-            yield path / _plain_name(point["name"], path), {str(k): str(v) for k, v in dict(point["values"]).items()}
+            yield path / point["name"], point["values"]
     elif any((path / file).exists() for file in ("config.yaml", "verdict.json")):
         yield path, None
     elif files := sorted(path.glob("*.wandb")):
@@ -135,12 +135,6 @@ def _sources(path: Path, depth: int) -> Iterator[Source]:
         for child in sorted(path.iterdir()):
             if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
                 yield from _sources(child, depth - 1)
-
-
-def _plain_name(name: Any, sweep: Path) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
-        raise Refusal(f"{sweep / RECORD} is not the record of a sweep: {name!r} is no name of a folder")
-    return name
 
 
 def _read(path: Path, swept: dict[str, str] | None, *, named: bool) -> Loaded | None:
@@ -245,17 +239,27 @@ def _once(runs: Iterable[Loaded]) -> list[Loaded]:
     return list(by_source.values())
 
 
-def _newest_segments(runs: Iterable[Loaded]) -> list[Loaded]:
-    """Of the folders that a resumed run leaves with wandb, the newest: it repeats the curves from the beginning."""
+def _furthest_segments(runs: Iterable[Loaded]) -> list[Loaded]:
+    """Of the folders that a resumed run leaves with wandb, the one that got furthest, and of equals the newest.
+
+    Each repeats the curves from the beginning, so that is the newest, unless it is torn.
+    """
     kept: dict[Any, Loaded] = {}
     for run in runs:
         path = run.source
         segment = isinstance(path, Path) and path.suffix == ".wandb"
-        key = (path.parent.parent.resolve(), run.id) if segment and isinstance(path, Path) else str(path)
+        key = (path.resolve().parent.parent, run.id) if segment and isinstance(path, Path) else str(path)
         there = kept.get(key)
-        if there is None or str(there.source) < str(path):
+        if there is None or _reached(there) < _reached(run):
             kept[key] = run
     return list(kept.values())
+
+
+def _reached(segment: Loaded) -> tuple[float, bool, str]:
+    """How far a segment got: its last step, whether it came to claims, and when it began, as its folder's name says."""
+    last = max((steps[-1] for steps, _ in segment.curves.values() if steps), default=-math.inf)
+    folder = segment.source.resolve().parent.name if isinstance(segment.source, Path) else ""
+    return last, bool(segment.claims), folder.removeprefix("offline-")
 
 
 def _under_own_names(runs: Sequence[Loaded]) -> list[Loaded]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Any
 
@@ -11,13 +12,12 @@ from lab.compare.wandb import open_api
 from lab.errors import Refusal
 from lab.wandb_server import STEP, one_line
 
+_MISSING = "--report needs the package wandb-workspaces: pip install wandb-workspaces"
+
 
 def create(comparison: Comparison, project: str) -> str:
     """Save the report of these runs in entity/project; returns its address."""
-    match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", project)
-    if not match:
-        raise Refusal(f"--report {project} is no project: write entity/project")
-    made = report(comparison, match[1], match[2])
+    made = report(comparison, *place(project))
     open_api(f"--report {project}")
     import wandb
 
@@ -28,12 +28,22 @@ def create(comparison: Comparison, project: str) -> str:
     return str(made.url)
 
 
+def place(project: str) -> tuple[str, str]:
+    """(entity, project), which is all that can be refused before the runs are read, the missing package apart."""
+    match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", project)
+    if not match:
+        raise Refusal(f"--report {project} is no project: write entity/project")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise Refusal(_MISSING)
+    return match[1], match[2]
+
+
 def report(comparison: Comparison, entity: str, project: str) -> Any:
     """The report as wandb-workspaces has it, not yet sent."""
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
-        raise Refusal("--report needs the package wandb-workspaces: pip install wandb-workspaces") from None
+        raise Refusal(_MISSING) from None
 
     from wandb_workspaces import expr
 

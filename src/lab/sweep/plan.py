@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from lab import compose, paths
 from lab.check import check_config, check_run
 from lab.errors import Refusal
 from lab.machine import check_output
-from lab.rundir import write_atomically
+from lab.rundir import RunDir, write_atomically
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -62,7 +63,10 @@ class Sweep:
         OmegaConf.update(point.cfg, "run_dir", str(self.folder(point)))
 
     def add(self, points: Sequence[Point]) -> None:
-        """Take points in and write them down; refuses a folder that holds another point under the same name."""
+        """Take points in and write them down; refuses a folder that holds another point under the same name.
+
+        A verdict that cannot be read is set aside, so that its run counts as not finished and is judged again.
+        """
         record = read_record(self.path) if (self.path / RECORD).exists() else None
         known = {entry["name"]: entry for entry in record["points"]} if record else {}
         for point in points:
@@ -76,6 +80,7 @@ class Sweep:
             if "wandb" in point.cfg.logger and point.cfg.logger.wandb.get("group") is None:
                 OmegaConf.update(point.cfg, "logger.wandb.group", f"sweep-{self.path.name}", force_add=True)
             self.place(point)
+            _set_aside_unreadable(RunDir(self.folder(point)))
         self.points += points
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
@@ -87,17 +92,45 @@ class Sweep:
         write_atomically(self.path / RECORD, json.dumps(content, indent=1) + "\n")
 
 
+def _set_aside_unreadable(run: RunDir) -> None:
+    if not run.finished:
+        return
+    try:
+        run.read_verdict()
+    except Refusal:
+        names = (f"{run.verdict.name}.damaged{number or ''}" for number in itertools.count())
+        aside = next(path for name in names if not (path := run.path / name).exists())
+        run.verdict.rename(aside)
+        print(f"lab: {run.verdict} is not whole: kept as {aside.name}, and the run is judged again", file=sys.stderr)
+
+
 def read_record(path: Path) -> dict[str, Any]:
-    """What `sweep.json` of a sweep's folder says; a Refusal where it says nothing."""
+    """What `sweep.json` of a sweep's folder says; a Refusal where it says nothing, or names what is no folder in it."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        if {"experiment", "overrides", "objective", "points"} <= record.keys():
-            return dict(record)
     except FileNotFoundError:
         raise Refusal(f"{path} holds no sweep: it has no {RECORD}") from None
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise Refusal(f"{path / RECORD} is not the record of a sweep")
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refusal(f"{path / RECORD} is not the record of a sweep: {' '.join(str(error).split())}") from None
+    match record:
+        case {"experiment": str(), "overrides": [*texts], "objective": str() | None, "points": [*entries]}:
+            wrong = "" if all(isinstance(text, str) for text in texts) else "its overrides are no texts"
+            wrong = wrong or next(filter(None, map(_wrong, entries)), "")
+        case _:
+            wrong = "it needs experiment, overrides, objective and points"
+    if wrong:
+        raise Refusal(f"{path / RECORD} is not the record of a sweep: {wrong}")
+    return dict(record)
+
+
+def _wrong(entry: Any) -> str:
+    """Why this is not a point of a record; "" where it is."""
+    match entry:
+        case {"name": str(name), "values": dict(values), "digest": str()}:
+            if not name or name in (".", "..") or "/" in name or "\0" in name:
+                return f"{name!r} is no name of a folder"
+            return "" if all(isinstance(value, str) for value in values.values()) else f"the values of {name!r}"
+    return f"{str(entry)[:60]!r} is no point with a name, values and a digest"
 
 
 def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +69,33 @@ def points(script: Path) -> list[str]:
         return script.with_suffix(".points").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise Refusal(f"{script.with_suffix('.points')} is no list of runs: {error}") from None
+
+
+def lines_that_say_who_runs(sweep: Path, points: Path) -> list[str]:
+    """Shell lines that write the job's id where `jobs` finds it, so that one that `setup` ends is known as well."""
+    return [
+        f"mapfile -t runs < {shlex.quote(str(points))}; run={shlex.quote(str(sweep))}/${{runs[SLURM_ARRAY_TASK_ID]}}",
+        f'echo "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" > "$run/.{JOB}.$$.tmp"',
+        f'mv "$run/.{JOB}.$$.tmp" "$run/{JOB}"',
+    ]
 
 
 def submissions(sweep: Path) -> dict[str, str]:
-    """{script's name: array's id}, the oldest first."""
+    """{script's name: array's id}, the oldest first; a Refusal where the file says something else."""
     try:
-        ids: dict[str, str] = json.loads((sweep / SUBMISSIONS).read_text(encoding="utf-8"))
+        ids = json.loads((sweep / SUBMISSIONS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return ids
+    except (ValueError, RecursionError):
+        ids = None
+    if isinstance(ids, dict) and all(isinstance(job, str) and re.fullmatch(r"[0-9]+", job) for job in ids.values()):
+        return ids
+    raise Refusal(
+        f"{sweep / SUBMISSIONS} is damaged: it is to say which script was submitted as which job; without the file the "
+        "runs are known by what squeue says and by what they have left"
+    )
 
 
 def add_submission(sweep: Path, script: Path, job: str) -> None:
@@ -93,10 +113,8 @@ def jobs(sweep: Path) -> dict[str, Job]:
     for script, array in submissions(sweep).items():
         asked |= {name: f"{array}_{index}" for index, name in enumerate(scripts.get(script, []))}
     for name in {name for names in scripts.values() for name in names}:
-        try:
-            asked[name] = _newest(asked.get(name, ""), (sweep / name / JOB).read_text(encoding="utf-8").strip())
-        except FileNotFoundError:
-            continue
+        asked[name] = _newest(asked.get(name, ""), _executed_by(sweep / name / JOB))
+    asked = {name: job for name, job in asked.items() if job}
     live = dict(_live(sweep, scripts))
     ended = _ended([job for name, job in asked.items() if name not in live])
     for name in asked.keys() | live.keys():
@@ -124,6 +142,18 @@ def live(sweep: Path) -> dict[str, Job]:
 def cancel(jobs: Iterable[Job]) -> None:
     """Take jobs off the cluster; what runs saves first."""
     _ask("scancel", *(job.id for job in jobs))
+
+
+def _executed_by(file: Path) -> str:
+    """The job that executed a run last, or "": none has, or the file is damaged, which hides no other run."""
+    try:
+        job = file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    if re.fullmatch(r"[0-9]+_[0-9]+", job):
+        return job
+    print(f"lab: {file} is damaged, {job[:40]!r} is no job: left out", file=sys.stderr)
+    return ""
 
 
 def _newest(one: str, other: str) -> str:

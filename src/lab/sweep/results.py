@@ -84,9 +84,11 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
         if (path / PRUNED).exists():
             return Row(name, values, path, "pruned", reason=_last_line(path / PRUNED))
         return Row(name, values, path, "failed", reason=_last_line(path / CONSOLE))
-    verdict = run.read_verdict()
+    try:
+        verdict, history = run.read_verdict(), metrics(run.metrics)
+    except Refusal as refusal:  # hides no other run
+        return Row(name, values, path, "failed", reason=str(refusal))
     claims = verdict["claims"]
-    history = metrics(run.metrics)
     compared = objective or first_loss(history)
     return Row(
         name,
@@ -97,7 +99,7 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
         compared=compared,
         held=sum(claim["holds"] for claim in claims),
         claims=len(claims),
-        seconds=verdict["provenance"].get("seconds", math.nan),
+        seconds=seconds if isinstance(seconds := verdict["provenance"].get("seconds"), int | float) else math.nan,
         measured={claim["name"]: _number(claim["measured"]) for claim in claims},
     )
 

@@ -7,6 +7,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab import compose
@@ -90,15 +92,16 @@ class Search:
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # a line for every trial
-        study = optuna.create_study(
-            storage=f"sqlite:///{sweep.path / STUDY}",
-            study_name=sweep.path.name,
-            direction=self.direction,
-            pruner=self._pruner(),
-            load_if_exists=True,
-        )
-        trials = _Trials(self, sweep, study, space, fixed)
-        return trials.run_here(launcher) if isinstance(launcher, Local) else trials.run_in_batches(launcher)
+        with _readable(sweep.path / STUDY):
+            study = optuna.create_study(
+                storage=f"sqlite:///{sweep.path / STUDY}",
+                study_name=sweep.path.name,
+                direction=self.direction,
+                pruner=self._pruner(),
+                load_if_exists=True,
+            )
+            trials = _Trials(self, sweep, study, space, fixed)
+            return trials.run_here(launcher) if isinstance(launcher, Local) else trials.run_in_batches(launcher)
 
     def sampler_for(self, number: int) -> BaseSampler:
         """Who proposes trial `number`: made anew each time, so that a resumed study draws what it would have drawn."""
@@ -121,6 +124,20 @@ class Search:
         if self.pruner == "hyperband":
             return pruners.HyperbandPruner(min_resource=max(1, self.warmup_steps))
         return pruners.NopPruner()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """A Refusal that names the study's file where SQLite cannot read or write it."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        yield
+    except (DatabaseError, StorageInternalError) as error:
+        cause = error if isinstance(error, DatabaseError) else error.__cause__ or error
+        said = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        raise Refusal(f"{file} cannot be used as the search's study: {said}; mend it or move it away") from None
 
 
 class _Trials:

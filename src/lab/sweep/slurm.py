@@ -26,6 +26,7 @@ from lab.provenance import SUBMITTED, code, tree_diff
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue
 from lab.sweep.local import Progress, exit_code
+from lab.sweep.options import refuse_written
 from lab.sweep.plan import Point, Sweep
 from lab.types import NonEmptyStr, NonNegativeInt, Positive, PositiveInt
 
@@ -59,7 +60,7 @@ class Slurm:
         gpus_per_node: null: `trainer.devices` where `trainer.accelerator` is gpu. With `trainer.accelerator=auto` a
             job has GPUs if this says so.
         gpu_type: as the cluster names it ("a100").
-        options: whatever else `sbatch` is to be told ("--exclusive").
+        options: whatever else `sbatch` is to be told ("--exclusive"); nothing that the script says already.
         setup: shell lines before the run: modules, environment variables.
         python: the interpreter on the nodes; null: this one; or more words: "apptainer exec lab.sif python".
         max_running: jobs of an array at a time.
@@ -96,6 +97,7 @@ class Slurm:
         }  # fmt: skip
         self.cpus_per_task, self.gpus_per_node, self.gpu_type = cpus_per_task, gpus_per_node, gpu_type
         self.options, self.setup, self.python = list(options or []), list(setup or []), python
+        refuse_written(self.options)
         self.max_running, self.signal_seconds = max_running, signal_seconds
         self.wait, self.poll_seconds, self.batch, self.dry_run = wait, poll_seconds, batch, dry_run
 
@@ -166,8 +168,9 @@ class Slurm:
     def _freeze(self, sweep: Sweep, points: Sequence[Point]) -> None:
         """Write down what each run is and which code it was submitted with: later edits change nothing unnoticed."""
         now, diff = code(), tree_diff()
-        patch = f"tree-{sha256(diff.encode()).hexdigest()[:8]}.diff" if diff else None
-        if patch:
+        patch: str | None = "not known: git does not say" if diff is None else None
+        if diff:
+            patch = f"tree-{sha256(diff).hexdigest()[:8]}.diff"
             write_atomically(sweep.path / patch, diff)
         submitted = {"submitted": datetime.now(UTC).isoformat(timespec="seconds"), "code": now, "diff": patch}
         for point in points:
@@ -232,6 +235,7 @@ class Slurm:
             *(f"#SBATCH {option}" for option in [*options, "--requeue", *self.options]),
             "",
             "trap '' USR1  # until the run can take it",
+            *queue.lines_that_say_who_runs(path.parent, points),
             *environment,
             *self.setup,
             f"exec {python} -m lab.sweep.task {shlex.quote(str(path.parent))} {shlex.quote(str(points))}",
@@ -275,7 +279,10 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 def _outcome(run: RunDir, *, stopped: bool) -> tuple[int, str]:
     """(exit code, what to say in its place) of a run whose job has ended."""
     if run.finished:
-        return (HOLDS if run.read_verdict()["holds"] else REFUTED), ""
+        try:
+            return (HOLDS if run.read_verdict()["holds"] else REFUTED), ""
+        except Refusal as refusal:
+            return CRASHED, str(refusal)
     return (HOLDS, "pruned") if stopped else (CRASHED, "")
 
 

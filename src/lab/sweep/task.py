@@ -19,6 +19,7 @@ from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import launch, on_stop, redirect
 from lab.machine import check_machine
 from lab.rundir import RunDir, write_atomically
+from lab.sweep import queue
 from lab.sweep.local import CONSOLE
 from lab.sweep.queue import JOB
 
@@ -43,7 +44,11 @@ def main() -> None:
         sys.exit(128 + signum)
 
     sweep, points = Path(sys.argv[1]), Path(sys.argv[2])
-    run = RunDir(sweep / points.read_text(encoding="utf-8").splitlines()[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+    try:
+        run = RunDir(sweep / _named(points, os.environ.get("SLURM_ARRAY_TASK_ID", "")))
+    except Refusal as refusal:
+        print(f"lab: {refusal}", file=sys.stderr)
+        sys.exit(REFUSED)
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     redirect(run.path / CONSOLE)
     before, _ = run.newest_checkpoint()
@@ -64,6 +69,15 @@ def main() -> None:
             print(f"lab: given up: {MOST_UNSAVED} starts in a row saved no step", file=sys.stderr)
             code = CRASHED
     sys.exit(code)
+
+
+def _named(points: Path, index: str) -> str:
+    """The run that the array's task `index` executes."""
+    names = queue.points(points)
+    if not index.isdecimal() or int(index) >= len(names):
+        allowed = f"0 to {len(names) - 1}" if names else "it names none"
+        raise Refusal(f"SLURM_ARRAY_TASK_ID={index or 'absent'} counts to no run of {points}: {allowed}")
+    return names[int(index)]
 
 
 def _execute(run: RunDir) -> int:
