@@ -59,6 +59,46 @@ def test_the_ends_of_every_dimension_are_tried_before_anything_starts() -> None:
         main(["experiment=pca_autoencoder", "hydra/sweeper=optuna", "model.net.k=int(interval(0,4))"])
 
 
+SEARCH = ["experiment=pca_autoencoder", "logger=none", "hydra/sweeper=optuna", "objective=loss/net"]
+SPACE = "model.net.k=2,4"
+
+
+def test_a_folder_that_holds_another_search_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(Search, "run", lambda self, *_: ran.append(self.n_trials) or 0)
+    there = f"hydra.sweep.dir={tmp_path}"
+
+    def refusal(*texts: str) -> str:
+        with pytest.raises(Refusal, match="choose another folder, or remove this one") as refused:
+            main([*texts, there])
+        return str(refused.value)
+
+    main([*SEARCH, SPACE, there])
+    main([*SEARCH, SPACE, there, "hydra.sweeper.n_trials=40", "trainer.accelerator=cpu"])
+    assert ran == [30, 40]
+    for text, said in (
+        ("trainer.max_steps=7", "the config of its trials is another"),
+        ("hydra.sweeper.seed=1", "hydra.sweeper.seed is 0 there and 1 here"),
+        ("hydra.sweeper.sampler=random", "hydra.sweeper.sampler is tpe there and random here"),
+        ("hydra.sweeper.direction=maximize", "hydra.sweeper.direction is minimize there and maximize here"),
+        ("hydra.sweeper.log=true", "hydra.sweeper.log is False there and True here"),
+        ("seed=1,2", "seed is not searched there and CategoricalDistribution(choices=(1, 2)) here"),
+    ):
+        assert f"holds another search: {said}" in refusal(*SEARCH, SPACE, text)
+    assert "objective is loss/net there and loss/tall here" in refusal(*SEARCH[:-1], SPACE, "objective=loss/tall")
+    assert "model.net.k is CategoricalDistribution(choices=(2, 4)) there" in refusal(*SEARCH, "model.net.k=2,4,8")
+    assert "holds a search and this is a grid" in refusal(*SEARCH[:2], "seed=1,2")
+    assert ran == [30, 40]
+
+
+def test_a_search_is_refused_where_a_grid_lies(tmp_path: Path) -> None:
+    plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*SEARCH[:2], SPACE]))
+    with pytest.raises(Refusal, match="holds a grid and this is a search"):
+        main([*SEARCH, SPACE, f"hydra.sweep.dir={tmp_path}"])
+
+
 def told(objective: float, **options: object) -> float:
     trials = _Trials.__new__(_Trials)
     trials.search = Search(**options)  # type: ignore[arg-type]

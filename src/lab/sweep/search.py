@@ -79,6 +79,11 @@ class Search:
         self.log, self.worst = log, worst
         self.optimum = Optimum(optimum or {}, direction, within, because)
 
+    def identity(self) -> dict[str, str]:
+        """What decides which trials are proposed and what is told of them; more of them (`n_trials`) are no others."""
+        keys = ("direction", "sampler", "startup_trials", "pruner", "warmup_steps", "seed", "log", "worst")
+        return {f"hydra.sweeper.{key}": str(getattr(self, key)) for key in keys}
+
     def run(self, sweep: Sweep, space: Mapping[str, BaseDistribution], fixed: Sequence[str], launcher: Any) -> int:
         """Carry the study to `n_trials`; returns the sweep's exit code."""
         import optuna
