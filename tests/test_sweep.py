@@ -15,6 +15,7 @@ from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.devices import Devices, Need
 from lab.errors import HOLDS, REFUTED, Refusal
+from lab.rundir import RunDir
 from lab.sweep import plan, results
 from lab.sweep.grid import Optimum
 from lab.sweep.results import Row
@@ -131,6 +132,15 @@ def test_a_folder_that_holds_another_sweep_is_refused(tmp_path: Path) -> None:
     assert [entry["name"] for entry in plan.read_record(tmp_path)["points"]] == ["seed=0", "seed=1", "seed=2"]
     with pytest.raises(Refusal, match="holds another sweep"):
         plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*PCA, "k=4", "seed=0,1"]))
+
+
+def test_a_grid_may_be_compared_by_another_objective(tmp_path: Path) -> None:
+    for objective in ("loss/net", "loss/tall"):
+        points = plan.grid([*PCA, "seed=0,1", f"objective={objective}"])
+        plan.Sweep(tmp_path, "pca_autoencoder", (), objective).add(points)
+        assert plan.read_record(tmp_path)["objective"] == objective
+        RunDir(tmp_path / "seed=0").path.mkdir(exist_ok=True)
+        RunDir(tmp_path / "seed=0").freeze(points[0].cfg, [])
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"points": []}'])

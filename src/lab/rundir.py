@@ -31,6 +31,8 @@ FIGURE = "figure"
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
 _KIND = "trainer.accelerator"
+_NOT_THE_RUN = ("run_dir", "id", "objective")
+"""Keys that may be others when a run goes on: where it lies, and by which number sweeps compare it."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -95,7 +97,7 @@ class RunDir:
             (
                 key
                 for key in (there | here)
-                if key not in ("run_dir", "id") and there.get(key, absent) != here.get(key, absent)
+                if key not in _NOT_THE_RUN and there.get(key, absent) != here.get(key, absent)
             ),
             key=lambda key: (key.count("."), key),  # seed before data.seed, which follows it
         )

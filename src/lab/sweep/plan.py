@@ -224,6 +224,8 @@ def shared_digest(cfg: DictConfig) -> str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
+    """What a run is: all but by which number it is compared with others, which is read when it has ended."""
+    content = {key: value for key, value in content.items() if key != "objective"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
