@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,7 +14,7 @@ from lab import compose, paths
 from lab.cli.sweep import main
 from lab.errors import Refusal
 from lab.sweep import plan
-from lab.sweep.search import Search, _Trials, corners, space_of
+from lab.sweep.search import Sampler, Search, _Trials, corners, space_of
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,20 @@ def test_proposals_depend_on_the_number_of_the_trial_alone() -> None:
 
     assert draw(0) == draw(0)
     assert len({draw(number) for number in range(5)}) == 5
+
+
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_every_sampler_proposes_beyond_its_first_trials(sampler: Sampler) -> None:
+    import optuna
+
+    space, _ = space_of(["a=interval(0,1)", "b=int(interval(1,4))", "c=x,y"])
+    search = Search(sampler=sampler, startup_trials=2)
+    study = optuna.create_study()
+    for number in range(4):
+        study.sampler = search.sampler_for(number)
+        trial = study.ask(space)
+        study.tell(trial, trial.params["a"] * trial.params["b"])
+    assert len({trial.params["a"] for trial in study.trials}) >= 3  # one may look twice at the best
 
 
 READY = {

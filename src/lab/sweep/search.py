@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
+Sampler = Literal["tpe", "gp", "qmc", "random"]
 STUDY = "study.db"
 POLL = 1.0
 """Seconds between two looks at what the running trials have logged."""
@@ -62,7 +63,7 @@ class Search:
         params: dict[str, str] | None = None,
         direction: Direction = "minimize",
         n_trials: PositiveInt = 30,
-        sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe",
+        sampler: Sampler = "tpe",
         startup_trials: PositiveInt = 10,
         pruner: Literal["none", "median", "hyperband"] = "none",
         warmup_steps: NonNegativeInt = 0,
@@ -114,8 +115,6 @@ class Search:
             return samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials, constant_liar=True)
         if self.sampler == "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=self.startup_trials)
-        if self.sampler == "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=self.startup_trials)
         return samplers.QMCSampler(seed=self.seed) if self.sampler == "qmc" else samplers.RandomSampler(seed=seed)
 
     def _pruner(self) -> Any:
