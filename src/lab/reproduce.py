@@ -43,7 +43,7 @@ def config_of(path: Path) -> tuple[DictConfig, list[str]]:
         raise Refusal(f"{path} is not a run directory{nearest(str(path), beside)}")
     if not run.finished:
         if run.config.exists():
-            raise Refusal(f"{path} is not finished: it has no verdict.json; go on with lab run_dir={path}")
+            raise Refusal(f"{path} is not finished: it has no verdict.json; go on with {run.continued}")
         raise Refusal(f"{path} is not a run directory: it has neither config.yaml nor verdict.json")
     record = read_verdict(run.verdict)
     if not run.config.exists():

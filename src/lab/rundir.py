@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import threading
@@ -119,6 +120,11 @@ class RunDir:
     def exists(self) -> bool:
         """Whether a run was started here."""
         return os.path.lexists(self.config)  # unlike Path.exists it takes a name that is too long for one that is free
+
+    @property
+    def continued(self) -> str:
+        """The command that goes on with the run, as a shell takes it."""
+        return f"lab run_dir={shlex.quote(str(self.path))}"
 
     def read_config(self) -> DictConfig:
         """The frozen config; a Refusal when it is not whole."""
