@@ -59,7 +59,10 @@ def test_a_variant_builds_on_its_base() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([PCA, "data=[digits,mnist]"], ["data=[digits,mnist] is not allowed: a run has one data; allowed: digits,"]),
+        (
+            [PCA, "data=[digits,mnist]"],
+            ["data=[digits,mnist] is not allowed: a run has one data; allowed: ", ", digits,"],
+        ),
         ([PCA, "logger=[wandb,none]"], ["logger=[wandb,none] is not allowed: a run has one logger"]),
         (["experiment=[vae,pca_autoencoder]"], ["experiment=[vae,pca_autoencoder] is not allowed: a run has one"]),
         ([PCA, "séed=1"], ["séed=1 is not an override Hydra can read", "did you mean 'seed'?"]),
