@@ -91,6 +91,8 @@ def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
         for values in corners(space)
     ]
     last = tried[-1]
+    if len({corner.cfg.name for corner in tried}) > 1 and last.cfg.objective is None:
+        raise Refusal("a search among experiments needs objective=<name>: the first loss of each is another number")
     same = search.identity() | {key: repr(dimension) for key, dimension in space.items()}
     same |= {"objective": str(last.cfg.objective), plan.CONFIG: plan.shared_digest(last.cfg)}
     path = plan.folder(hydra, last.cfg.name, [f"{key} {value}" for key, value in same.items()])
