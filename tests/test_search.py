@@ -36,11 +36,26 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["a=tag(lag,interval(1,2))", "a=interval(3,2)", "a=tag(log,interval(0,1))", "a=[1],[2]"]
+    "text",
+    [
+        "a=tag(lag,interval(1,2))",
+        "a=interval(3,2)",
+        "a=interval(0,0)",
+        "a=interval(0.5,0.5)",
+        "a=int(interval(2,2))",
+        "a=tag(log,interval(0,1))",
+        "a=range(1,1)",
+        "a=[1],[2]",
+    ],
 )
 def test_a_space_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(Refusal):
         space_of([text])
+
+
+def test_unlike_losses_are_not_searched() -> None:
+    with pytest.raises(Refusal, match="a search among experiments needs objective=<name>"):
+        main(["experiment=pca_autoencoder,linear_regression", "hydra/sweeper=optuna", "logger=none"])
 
 
 def test_nothing_to_search_is_refused() -> None:

@@ -335,6 +335,9 @@ def _distribution(text: str, override: Override) -> BaseDistribution:
     if unknown := tags - {"log", "int"}:
         raise Refusal(f"{text}: the tag {min(unknown)} means nothing to a search; allowed: log, int")
     log = "log" in tags
+    low, high = (value.start, value.end) if isinstance(value, IntervalSweep) else (0, 1)
+    if not (low or 0) < (high or 0):
+        raise Refusal(f"{text} is empty: an interval goes from a number to a greater one")
     try:
         match value:
             case ChoiceSweep():
