@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from lab.cli import verify as verifying
 from lab.cli.show import relation
 from lab.compose import compose, experiments
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
+from lab.rundir import RunDir
 
 PCA = "experiment=pca_autoencoder"
 HEAVY = ("torch", "lightning", "torchvision", "wandb", "scipy", "sklearn", "matplotlib")
@@ -299,6 +301,11 @@ def test_continuing_a_frozen_run(launched: list[Any], tmp_path: Path) -> None:
     OmegaConf.save(OmegaConf.create(frozen), folder / "config.yaml")
     assert run("run_dir=runs/a") == HOLDS
     assert (launched[0][0].seed, launched[0][0].run_dir) == (7, "runs/a")
+    (tmp_path / "runs/a").rename(tmp_path / "runs/k=4,seed=7")
+    words = shlex.split(RunDir(Path("runs/k=4,seed=7")).continued)
+    assert run(*words[1:]) == HOLDS
+    assert (launched[1][0].seed, launched[1][0].run_dir) == (7, "runs/k=4,seed=7")
+    (tmp_path / "runs/k=4,seed=7").rename(tmp_path / "runs/a")
     with pytest.raises(Refusal, match=r"seed=3: .* takes no overrides"):
         run("run_dir=runs/a", "seed=3")
     (folder / "config.yaml").write_text("[1, 2]\n")

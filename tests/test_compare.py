@@ -218,6 +218,17 @@ def test_the_command_prints_and_writes(make: Make, capsys: pytest.CaptureFixture
     assert "<svg" in Path("outputs/compare.svg").read_text()
 
 
+def test_a_run_without_the_metric_is_not_one_that_diverged(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("a"), make("b", 1), make("c", 2)
+    for name, content in (("b", "step,loss/tall\n0,1.0\n"), ("c", "step,loss/net\n0,nan\n")):
+        (Path(name) / "metrics.csv").write_text(content)
+    main(["a", "b", "c", "--metric", "loss/net", "--html", "p.html"])
+    out = capsys.readouterr().out
+    assert re.search(r"^ *b +1 +– +1/1", out, re.MULTILINE)
+    assert re.search(r"^ *c +2 +not finite +1/1", out, re.MULTILINE)
+    assert "<td>–</td>" in re.sub(r"<td[^>]*>", "<td>", Path("p.html").read_text())
+
+
 def test_a_narrow_terminal_gets_the_claims_one_after_the_other(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab import compose as module
-from lab.compose import changed, compose, experiments, lineage, plain, rewrite, source
+from lab.compose import changed, compose, experiments, lineage, plain, rewrite, source, verbatim
 from lab.errors import Refusal
 
 PCA = "experiment=pca_autoencoder"
@@ -59,7 +59,10 @@ def test_a_variant_builds_on_its_base() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([PCA, "data=[digits,mnist]"], ["data=[digits,mnist] is not allowed: a run has one data; allowed: digits,"]),
+        (
+            [PCA, "data=[digits,mnist]"],
+            ["data=[digits,mnist] is not allowed: a run has one data; allowed: ", ", digits,"],
+        ),
         ([PCA, "logger=[wandb,none]"], ["logger=[wandb,none] is not allowed: a run has one logger"]),
         (["experiment=[vae,pca_autoencoder]"], ["experiment=[vae,pca_autoencoder] is not allowed: a run has one"]),
         ([PCA, "séed=1"], ["séed=1 is not an override Hydra can read", "did you mean 'seed'?"]),
@@ -186,3 +189,19 @@ def test_an_experiment_that_builds_on_itself(conf: Path) -> None:
         text = f"# @package _global_\ndefaults:\n  - {base}\nname: {name}\n"
         (conf / "experiment" / f"{name}.yaml").write_text(text)
     assert "conf/experiment/loop.yaml builds on itself: loop → knot → loop" in refusal("experiment=loop")
+
+
+@pytest.mark.parametrize("key", ["run_dir", "++run_dir", "hydra.sweep.dir"])
+@pytest.mark.parametrize(
+    "name", ["/tmp/x/k=4,seed=0", "a b", "it's", "[x]", "a,b", "1e3", "true", "x(1)", "a{b", "é", "#x", "end\\", "a:b"]
+)
+def test_a_folder_is_named_as_it_is_written(key: str, name: str) -> None:
+    assert module.parse(verbatim(f"{key}={name}")).value() == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["run_dir='a=b'", 'run_dir="a=b"', "run_dir=runs/a", "run_dir=null", "run_dir=", "run_dir=r/${seed}", "seed=1,2"],
+)
+def test_what_hydra_reads_as_it_is_written_is_not_quoted(text: str) -> None:
+    assert verbatim(text) == text

@@ -176,3 +176,21 @@ def test_an_unfinished_run_and_the_old_folder_are_refused(tmp_path: Path) -> Non
     (there / "verdict.json").rename(there / "config.yaml")
     with pytest.raises(Refusal, match="is not finished"):
         command.main([str(there)])
+
+
+def test_a_folder_that_holds_something_is_not_where_a_run_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.launch.launch", lambda *_: pytest.fail("it was run"))
+    there, here = run(tmp_path / "a"), run(tmp_path / "b")
+    with pytest.raises(Refusal, match=f"--run_dir {here} is not empty: .* choose another one"):
+        command.main([str(there), f"--run_dir={here}"])
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    there, alone = run(tmp_path / "a"), tmp_path / "alone"
+    alone.write_text("")
+    for file, said in ((there / "verdict.json", f", did you mean '{there}'?"), (alone, "")):
+        with pytest.raises(Refusal) as refused:
+            config_of(file)
+        assert str(refused.value) == f"{file} is a file, not a run directory{said}"

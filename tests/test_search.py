@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,7 +14,7 @@ from lab import compose, paths
 from lab.cli.sweep import main
 from lab.errors import Refusal
 from lab.sweep import plan
-from lab.sweep.search import Search, _Trials, corners, space_of
+from lab.sweep.search import Sampler, Search, _Trials, corners, space_of
 
 
 @pytest.mark.parametrize(
@@ -35,11 +36,26 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["a=tag(lag,interval(1,2))", "a=interval(3,2)", "a=tag(log,interval(0,1))", "a=[1],[2]"]
+    "text",
+    [
+        "a=tag(lag,interval(1,2))",
+        "a=interval(3,2)",
+        "a=interval(0,0)",
+        "a=interval(0.5,0.5)",
+        "a=int(interval(2,2))",
+        "a=tag(log,interval(0,1))",
+        "a=range(1,1)",
+        "a=[1],[2]",
+    ],
 )
 def test_a_space_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(Refusal):
         space_of([text])
+
+
+def test_unlike_losses_are_not_searched() -> None:
+    with pytest.raises(Refusal, match="a search among experiments needs objective=<name>"):
+        main(["experiment=pca_autoencoder,linear_regression", "hydra/sweeper=optuna", "logger=none"])
 
 
 def test_nothing_to_search_is_refused() -> None:
@@ -57,6 +73,46 @@ def test_the_ends_of_every_dimension_are_tried_before_anything_starts() -> None:
     ]
     with pytest.raises(Refusal, match=r"model\.net\.k=0 is not allowed"):
         main(["experiment=pca_autoencoder", "hydra/sweeper=optuna", "model.net.k=int(interval(0,4))"])
+
+
+SEARCH = ["experiment=pca_autoencoder", "logger=none", "hydra/sweeper=optuna", "objective=loss/net"]
+SPACE = "model.net.k=2,4"
+
+
+def test_a_folder_that_holds_another_search_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(Search, "run", lambda self, *_: ran.append(self.n_trials) or 0)
+    there = f"hydra.sweep.dir={tmp_path}"
+
+    def refusal(*texts: str) -> str:
+        with pytest.raises(Refusal, match="choose another folder, or remove this one") as refused:
+            main([*texts, there])
+        return str(refused.value)
+
+    main([*SEARCH, SPACE, there])
+    main([*SEARCH, SPACE, there, "hydra.sweeper.n_trials=40", "trainer.accelerator=cpu"])
+    assert ran == [30, 40]
+    for text, said in (
+        ("trainer.max_steps=7", "the config of its trials is another"),
+        ("hydra.sweeper.seed=1", "hydra.sweeper.seed is 0 there and 1 here"),
+        ("hydra.sweeper.sampler=random", "hydra.sweeper.sampler is tpe there and random here"),
+        ("hydra.sweeper.direction=maximize", "hydra.sweeper.direction is minimize there and maximize here"),
+        ("hydra.sweeper.log=true", "hydra.sweeper.log is False there and True here"),
+        ("seed=1,2", "seed is not searched there and CategoricalDistribution(choices=(1, 2)) here"),
+    ):
+        assert f"holds another search: {said}" in refusal(*SEARCH, SPACE, text)
+    assert "objective is loss/net there and loss/tall here" in refusal(*SEARCH[:-1], SPACE, "objective=loss/tall")
+    assert "model.net.k is CategoricalDistribution(choices=(2, 4)) there" in refusal(*SEARCH, "model.net.k=2,4,8")
+    assert "holds a search and this is a grid" in refusal(*SEARCH[:2], "seed=1,2")
+    assert ran == [30, 40]
+
+
+def test_a_search_is_refused_where_a_grid_lies(tmp_path: Path) -> None:
+    plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*SEARCH[:2], SPACE]))
+    with pytest.raises(Refusal, match="holds a grid and this is a search"):
+        main([*SEARCH, SPACE, f"hydra.sweep.dir={tmp_path}"])
 
 
 def told(objective: float, **options: object) -> float:
@@ -83,6 +139,20 @@ def test_proposals_depend_on_the_number_of_the_trial_alone() -> None:
 
     assert draw(0) == draw(0)
     assert len({draw(number) for number in range(5)}) == 5
+
+
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_every_sampler_proposes_beyond_its_first_trials(sampler: Sampler) -> None:
+    import optuna
+
+    space, _ = space_of(["a=interval(0,1)", "b=int(interval(1,4))", "c=x,y"])
+    search = Search(sampler=sampler, startup_trials=2)
+    study = optuna.create_study()
+    for number in range(4):
+        study.sampler = search.sampler_for(number)
+        trial = study.ask(space)
+        study.tell(trial, trial.params["a"] * trial.params["b"])
+    assert len({trial.params["a"] for trial in study.trials}) >= 3  # one may look twice at the best
 
 
 READY = {

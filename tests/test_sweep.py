@@ -55,6 +55,7 @@ def test_a_group_is_swept_as_well() -> None:
         ("seed=range(3,1)", "seed=range(3,1) has no value to run"),
         ("seed=range(0,3,0)", "a range whose step is 0 has no end"),
         ("k=glob(*)", "k=glob(*) is not allowed: glob chooses among the files of a config group"),
+        ("objective=claim/foo/measured", "objective=claim/foo/measured is not allowed: claim/<name>/<number>"),
         ("seed=1,1", "seed=1,1 gives one run twice: seed=1"),
         ("model.optimizer.lr=0.1,1e-1", "gives one run twice: model.optimizer.lr=0.1"),
     ],
@@ -190,6 +191,15 @@ def test_a_long_reason_stays_on_its_line_where_the_output_is_piped(
     assert reason.strip() in capsys.readouterr().out
 
 
+def test_a_grid_may_be_compared_by_another_objective(tmp_path: Path) -> None:
+    for objective in ("loss/net", "loss/tall"):
+        points = plan.grid([*PCA, "seed=0,1", f"objective={objective}"])
+        plan.Sweep(tmp_path, "pca_autoencoder", (), objective).add(points)
+        assert plan.read_record(tmp_path)["objective"] == objective
+        RunDir(tmp_path / "seed=0").path.mkdir(exist_ok=True)
+        RunDir(tmp_path / "seed=0").freeze(points[0].cfg, [])
+
+
 def record_with(**changes: object) -> str:
     point = {"name": "k=2", "values": {"k": "2"}, "digest": "x"}
     record = {"experiment": "e", "overrides": [], "objective": None, "points": [point]}
@@ -212,6 +222,7 @@ def record_with(**changes: object) -> str:
         record_with(values=[]),
         record_with(values={"k": 2}),
         record_with(digest=None),
+        '{"experiment": "e", "overrides": [], "objective": null, "points": [], "search": 1}',
     ],
 )
 def test_a_folder_without_a_readable_record_is_no_sweep(tmp_path: Path, content: str | None) -> None:
@@ -274,6 +285,32 @@ def test_the_best_row_is_held_against_theory(capsys: pytest.CaptureFixture[str])
     assert Optimum({"lr": 1.0}, "minimize", 0.001, "").judge(rows) == REFUTED
     assert Optimum({"lr": 0.5}, "maximize", 0.0, "").judge(rows) == HOLDS
     assert "as theory says" in capsys.readouterr().out
+
+
+def test_the_first_losses_of_two_experiments_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for name, loss in (("a", "loss/net"), ("b", "loss/tall"), ("c", "loss/net")):
+        path = finished(tmp_path / name, metrics=f"step,{loss}\n0,2.5\n")
+        record = json.loads((path / "verdict.json").read_text())
+        (path / "verdict.json").write_text(json.dumps(record | {"experiment": name}))
+        rows.append(results.row(name, {"experiment": name}, path, None))
+    for some in (rows[:2], rows[::2]):
+        results.print_table(some)
+        assert Optimum({}, "minimize", 0.0, "").judge(some) == HOLDS
+        out = capsys.readouterr().out
+        assert out.split()[:2] == ["experiment", "objective"]
+        assert "best" not in out
+        for found in some:
+            assert f"{found.compared} 2.5" in out
+    asked = [results.row(row.name, row.values, Path(row.path), "loss/net") for row in rows]
+    results.print_table(asked)
+    assert Optimum({}, "minimize", 0.0, "").judge(asked) == HOLDS
+    out = capsys.readouterr().out
+    assert out.split()[:2] == ["experiment", "loss/net"]
+    assert [line.split()[:2] for line in out.splitlines() if "1/2" in line] == [["a", "2.5"], ["b", "–"], ["c", "2.5"]]
+    assert "best" in out
 
 
 def finished(path: Path, *, metrics: str = "step,loss/net\n0,4.0\n50,2.5\n") -> Path:

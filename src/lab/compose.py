@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+FOLDERS = ("run_dir", "hydra.sweep.dir")
+"""Keys whose value is taken as it is written."""
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The composition of `experiment=… key=value …`, interpolations unresolved; a Refusal where it cannot be made."""
     return compose_with_hydra(overrides)[0]
@@ -273,6 +277,25 @@ def parse(text: str) -> Override:
         problem = str(error).partition(" expecting {")[0]
         close = nearest_key(text.partition("=")[0].lstrip("+~"), base_keys())
         raise Refusal(f"{text} is not an override Hydra can read: {' '.join(problem.split())}{close}") from None
+
+
+def verbatim(text: str) -> str:
+    """An override, quoted for Hydra where it names a folder in a way that Hydra would not read as that name.
+
+    A sweep's runs lie in folders such as `k=4,seed=0`. What is quoted or escaped already, and `null`, stays.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = text.partition("=")
+    if key.lstrip("+") not in FOLDERS or not value or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return text
+    try:
+        read = parse(text).value()
+    except Refusal:
+        read = False
+    if read is None or (isinstance(read, str) and (read == value or "\\" in value)):
+        return text
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _rewrite(text: str, override: Override) -> str:

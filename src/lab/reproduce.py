@@ -34,12 +34,16 @@ class Line:
 def config_of(path: Path) -> tuple[DictConfig, list[str]]:
     """(the config to run again, the overrides it came from); a Refusal where the record does not tell."""
     run = RunDir(path)
+    if path.exists() and not path.is_dir():
+        whole = RunDir(path.parent)
+        close = f", did you mean '{path.parent}'?" if whole.exists or whole.finished else ""
+        raise Refusal(f"{path} is a file, not a run directory{close}")
     if not path.is_dir():
         beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise Refusal(f"{path} is not a run directory{nearest(str(path), beside)}")
     if not run.finished:
         if run.config.exists():
-            raise Refusal(f"{path} is not finished: it has no verdict.json; go on with lab run_dir={path}")
+            raise Refusal(f"{path} is not finished: it has no verdict.json; go on with {run.continued}")
         raise Refusal(f"{path} is not a run directory: it has neither config.yaml nor verdict.json")
     record = read_verdict(run.verdict)
     if not run.config.exists():

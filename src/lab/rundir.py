@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import threading
@@ -31,6 +32,8 @@ FIGURE = "figure"
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
 _KIND = "trainer.accelerator"
+_NOT_THE_RUN = ("run_dir", "id", "objective")
+"""Keys that may be others when a run goes on: where it lies, and by which number sweeps compare it."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -95,7 +98,7 @@ class RunDir:
             (
                 key
                 for key in (there | here)
-                if key not in ("run_dir", "id") and there.get(key, absent) != here.get(key, absent)
+                if key not in _NOT_THE_RUN and there.get(key, absent) != here.get(key, absent)
             ),
             key=lambda key: (key.count("."), key),  # seed before data.seed, which follows it
         )
@@ -117,6 +120,11 @@ class RunDir:
     def exists(self) -> bool:
         """Whether a run was started here."""
         return os.path.lexists(self.config)  # unlike Path.exists it takes a name that is too long for one that is free
+
+    @property
+    def continued(self) -> str:
+        """The command that goes on with the run, as a shell takes it."""
+        return f"lab run_dir={shlex.quote(str(self.path))}"
 
     def read_config(self) -> DictConfig:
         """The frozen config; a Refusal when it is not whole."""

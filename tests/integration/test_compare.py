@@ -360,7 +360,7 @@ def test_a_record_that_says_something_else_is_not_reproduced(made: Path, lab: La
     record["claims"][0]["measured"] *= 2
     record["provenance"]["versions"]["torch"] = "1.0"
     (tmp_path / "kept" / "verdict.json").write_text(json.dumps(record))
-    done = lab("reproduce", "kept", "--run_dir=near", cwd=tmp_path)
+    done = lab("reproduce", "kept", "--run_dir=far", cwd=tmp_path)
     assert done.returncode == REFUTED
     assert re.search(rf"^  ✗ claim {record['claims'][0]['name']} ", done.stdout, re.MULTILINE)
     assert re.search(r"^  ✗ torch +recorded 1\.0, here 2", done.stdout, re.MULTILINE)

@@ -57,7 +57,7 @@ def record(path: Path, *, allow_dirty: bool = False) -> Path:
     if not run.config.is_file():
         raise Refusal(f"{path} is not a run directory: it has no config.yaml")
     if not run.finished:
-        raise Refusal(f"{path} is not finished: it has no verdict.json; go on with lab run_dir={path}")
+        raise Refusal(f"{path} is not finished: it has no verdict.json; go on with {run.continued}")
     try:
         verdict = run.read_verdict()
         name, holds, provenance = str(verdict["experiment"]), bool(verdict["holds"]), dict(verdict["provenance"])

@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     """Run and report; returns 0 when the outcome is that of the record."""
     arguments = Arguments("reproduce", DESCRIPTION)
     arguments.add_argument("run_directory", type=Path, help="outputs/<name>/<id>, or experiments/<name>")
-    arguments.add_argument("--run_dir", "--run-dir", type=Path, help="of the new run; default: outputs/<name>/<id>")
+    arguments.add_argument(
+        "--run_dir", "--run-dir", type=Path, help="of the new run, not there yet; default: outputs/<name>/<id>"
+    )
     given = arguments.parse_args(argv)
     from lab import check, reproduce
 
@@ -37,6 +39,8 @@ def main(argv: list[str]) -> int:
     here = RunDir.choose(cfg, paths.OUTPUTS).path
     if reproduce.same_place(there, here):
         raise Refusal(f"--run_dir {here} is the run that is to be reproduced; choose a folder outside it")
+    if here.is_dir() and any(here.iterdir()):
+        raise Refusal(f"--run_dir {here} is not empty: a run is made again in a folder of its own; choose another one")
     cfg.run_dir = str(here)
     code = launch(cfg, overrides)
     if code not in (HOLDS, REFUTED):

@@ -40,6 +40,7 @@ _ELSEWHERE = ("--config-path", "--config-name", "--config-dir", "--experimental-
 def main(argv: list[str]) -> int:
     """Run what the arguments describe; returns the exit code."""
     flags, overrides = split(argv)
+    overrides = [compose.verbatim(text) for text in overrides]
     flags.pop("--run", None)
     if "--version" in flags:
         from hydra import __version__ as hydra_version

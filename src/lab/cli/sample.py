@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         raise Refusal(f"{run.path} is not a run directory: it has no config.yaml")
     checkpoint, _ = run.newest_checkpoint()
     if checkpoint is None:
-        raise Refusal(f"{run.path} has no whole checkpoint yet; go on with lab run_dir={run.path}")
+        raise Refusal(f"{run.path} has no whole checkpoint yet; go on with {run.continued}")
     from lab.reproduce import refuse_strangers
 
     refuse_strangers(run.path, run.read_config())

@@ -91,13 +91,17 @@ def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
         for values in corners(space)
     ]
     last = tried[-1]
-    same = [last.digest, f"{search.seed} {search.sampler} {search.direction}", *map(repr, space.items())]
-    path = plan.folder(hydra, last.cfg.name, same)
-    sweep = Sweep(path, last.cfg.name, tuple(texts), last.cfg.objective)
+    if len({corner.cfg.name for corner in tried}) > 1 and last.cfg.objective is None:
+        raise Refusal("a search among experiments needs objective=<name>: the first loss of each is another number")
+    same = search.identity() | {key: repr(dimension) for key, dimension in space.items()}
+    same |= {"objective": str(last.cfg.objective), plan.CONFIG: plan.shared_digest(last.cfg)}
+    path = plan.folder(hydra, last.cfg.name, [f"{key} {value}" for key, value in same.items()])
+    sweep = Sweep(path, last.cfg.name, tuple(texts), last.cfg.objective, same)
     for corner in tried:
         sweep.place(corner)
         launcher.check(corner.cfg)
     with _held(path):
+        sweep.add([])
         print(f"{path}: {search.n_trials} trials", file=sys.stderr)
         code: int = search.run(sweep, space, fixed, launcher)
         rows = report(sweep, search.optimum)

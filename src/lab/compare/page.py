@@ -19,6 +19,7 @@ from lab.compare.load import Curve
 from lab.compare.table import Comparison, cells, text
 from lab.figures.panel import INK
 from lab.rundir import write_atomically
+from lab.sweep.results import ABSENT
 
 POINTS, ALL_POINTS = 1000, 150_000
 """More points than this, of one curve or of all together, are thinned, keeping the extremes: 40 bytes each."""
@@ -191,7 +192,9 @@ def _runs(comparison: Comparison) -> str:
             [
                 _td(row.name),
                 *(_td(row.values[key], numeric=_is_number(row.values[key])) for key in keys),
-                _td(f"{row.objective:.6g}", row.objective, numeric=True) if math.isfinite(row.objective) else _td(""),
+                _td(f"{row.objective:.6g}", row.objective, numeric=True)
+                if math.isfinite(row.objective)
+                else _td("not finite" if row.compared else ABSENT),
                 f'<td class="number" data-value="{row.held / row.claims if row.claims else -1}">{held}</td>',
                 _td(f"{row.seconds:.1f}", row.seconds, numeric=True) if math.isfinite(row.seconds) else _td(""),
                 _td(state),

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.compare.load import Claim, Loaded
 from lab.errors import Refusal, nearest
-from lab.sweep.results import Group, Row, by_values, final, first_loss, print_table
+from lab.sweep.results import ABSENT, Group, Row, by_values, final, first_loss, is_there, print_table
 from lab.table import SIGN, number, resolution
 
 OF_ONE_RUN = ("id", "run_dir", "data_root", "title", "chapter")
@@ -20,7 +20,6 @@ OF_ONE_RUN_BELOW = ("logger", "callbacks", "controls", "claims", "pictures")
 COLUMNS = 8
 """More differing keys than this are named below the table."""
 _NUMBERS = ("measured", "predicted", "standard_error", "tolerance")
-ABSENT = "–"
 
 
 class Comparison:
@@ -89,25 +88,23 @@ class Comparison:
     @cached_property
     def rows(self) -> list[Row]:
         """One for each run, with everything in which it differs."""
-        keys = list(dict.fromkeys([*self.by, *self.differing]))
-        return [
-            Row(
-                run.name,
-                {key: text(run.config.get(key, ABSENT)) for key in keys},
-                run.source,
-                run.state,
-                objective=final(
-                    self.metric, [asdict(claim) for claim in run.claims], {n: v for n, (_, v) in run.curves.items()}
-                ),
-                compared=self.metric,
-                held=sum(claim.holds for claim in run.claims),
-                claims=len(run.claims),
-                seconds=run.seconds,
-                reason=run.reason,
-                measured={claim.name: claim.measured for claim in run.claims},
-            )
-            for run in self.runs
-        ]
+        return [self._row(run) for run in self.runs]
+
+    def _row(self, run: Loaded) -> Row:
+        numbers = [asdict(claim) for claim in run.claims], {name: values for name, (_, values) in run.curves.items()}
+        return Row(
+            run.name,
+            {key: text(run.config.get(key, ABSENT)) for key in dict.fromkeys([*self.by, *self.differing])},
+            run.source,
+            run.state,
+            objective=final(self.metric, *numbers),
+            compared=self.metric if is_there(self.metric, *numbers) else "",
+            held=sum(claim.holds for claim in run.claims),
+            claims=len(run.claims),
+            seconds=run.seconds,
+            reason=run.reason,
+            measured={claim.name: claim.measured for claim in run.claims},
+        )
 
     @cached_property
     def groups(self) -> list[Group]:

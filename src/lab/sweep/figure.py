@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lab.figures import style
 from lab.figures.panel import INK, MEASURED, REFUTED, THEORY
-from lab.sweep.results import Group, Row, by_values
+from lab.sweep.results import Group, Row, by_values, shared_objective
 
 _INCH = 1 / 2.54
 _DIVERGED = 1e6
@@ -38,7 +38,7 @@ def draw(rows: Sequence[Row], *, title: str, optimum: Mapping[str, float] = Mapp
         figure = Figure(figsize=(13 * _INCH, 8 * _INCH))
         FigureCanvasAgg(figure)
         ax = figure.subplots()
-        label = next((row.compared for row in rows if row.compared), "objective")
+        label = shared_objective(rows) or "objective"
         if len(keys) == 2 and _is_grid(groups, keys):
             _map(figure, ax, groups, keys, label)
         else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lab.errors import HOLDS, REFUTED
-from lab.sweep.results import Row
+from lab.sweep.results import Row, shared_objective
 from lab.types import NonNegative
 
 Direction = Literal["minimize", "maximize"]
@@ -29,8 +29,13 @@ class Optimum:
         finite = [row for row in rows if math.isfinite(row.objective)]
         return min(finite, key=lambda row: sign * row.objective, default=None)
 
-    def judge(self, rows: Iterable[Row]) -> int:
-        """Say which row is best and whether that is what theory says; returns the exit code."""
+    def judge(self, rows: Sequence[Row]) -> int:
+        """Say which row is best and whether that is what theory says; returns the exit code.
+
+        Of rows that are not compared by the same number none is best.
+        """
+        if not shared_objective(rows):
+            return HOLDS
         best = self.best(rows)
         if best is None:
             return HOLDS

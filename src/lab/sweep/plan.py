@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 LONGEST_NAME = 120
+CONFIG = "config"
+"""Of what a search is, the digest of what all its trials share."""
 _EACH_POINT = ("run_dir", "id")
 """Keys that the sweep sets for each of its points."""
 
@@ -53,6 +55,8 @@ class Sweep:
     experiment: str
     overrides: tuple[str, ...]
     objective: str | None
+    search: Mapping[str, str] | None = None
+    """What a search is, by which its study is known again; None for a grid."""
     points: list[Point] = field(default_factory=list)
 
     def folder(self, point: Point) -> Path:
@@ -63,11 +67,14 @@ class Sweep:
         OmegaConf.update(point.cfg, "run_dir", str(self.folder(point)))
 
     def add(self, points: Sequence[Point]) -> None:
-        """Take points in and write them down; refuses a folder that holds another point under the same name.
+        """Take points in and write them down.
 
-        A verdict that cannot be read is set aside, so that its run counts as not finished and is judged again.
+        Refuses a folder that holds another point under the same name, another search, or a search instead of a grid. A
+        verdict that cannot be read is set aside, so that its run counts as not finished and is judged again.
         """
         record = read_record(self.path) if (self.path / RECORD).exists() else None
+        if record:
+            self._refuse_other_search(record.get("search"))
         known = {entry["name"]: entry for entry in record["points"]} if record else {}
         for point in points:
             there = known.get(point.name)
@@ -87,9 +94,24 @@ class Sweep:
             "experiment": self.experiment,
             "overrides": list(self.overrides),
             "objective": self.objective,
+            "search": None if self.search is None else dict(self.search),
             "points": list(known.values()),
         }
         write_atomically(self.path / RECORD, json.dumps(content, indent=1) + "\n")
+
+    def _refuse_other_search(self, there: Mapping[str, str] | None) -> None:
+        """Refuse to go on with results that another search, or a grid, would have had otherwise."""
+        here = self.search
+        if there is None and here is None:
+            return
+        way_out = "choose another folder, or remove this one"
+        if there is None or here is None:
+            kinds = ["a grid" if side is None else "a search" for side in (there, here)]
+            raise Refusal(f"hydra.sweep.dir={self.path} holds {kinds[0]} and this is {kinds[1]}; {way_out}")
+        if key := next((key for key in {**here, **there} if there.get(key) != here.get(key)), None):
+            sides = f"{there.get(key, 'not searched')} there and {here.get(key, 'not searched')} here"
+            said = "the config of its trials is another" if key == CONFIG else f"{key} is {sides}"
+            raise Refusal(f"hydra.sweep.dir={self.path} holds another search: {said}; {way_out}")
 
 
 def _set_aside_unreadable(run: RunDir) -> None:
@@ -116,6 +138,8 @@ def read_record(path: Path) -> dict[str, Any]:
         case {"experiment": str(), "overrides": [*texts], "objective": str() | None, "points": [*entries]}:
             wrong = "" if all(isinstance(text, str) for text in texts) else "its overrides are no texts"
             wrong = wrong or next(filter(None, map(_wrong, entries)), "")
+            if not wrong and not isinstance(record.get("search"), dict | None):
+                wrong = "its search is no mapping"
         case _:
             wrong = "it needs experiment, overrides, objective and points"
     if wrong:
@@ -227,7 +251,14 @@ class Composer:
         return Point(name or _name(values, digest), dict(values), tuple(overrides), cfg, digest)
 
 
+def shared_digest(cfg: DictConfig) -> str:
+    """What a point is, whichever accelerator it runs on."""
+    return next(_elsewhere(cfg))
+
+
 def _digest(content: Mapping[str, Any]) -> str:
+    """What a run is: all but by which number it is compared with others, which is read when it has ended."""
+    content = {key: value for key, value in content.items() if key != "objective"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

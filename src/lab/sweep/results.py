@@ -18,6 +18,7 @@ from lab.sweep.plan import read_record
 
 State = Literal["done", "running", "queued", "failed", "pruned", "waiting"]
 RESULTS, TABLE = "results.csv", "table.txt"
+ABSENT = "–"
 PRUNED = "pruned"
 """The file in the run directory of a trial that a search gave up: says why."""
 
@@ -32,7 +33,9 @@ class Row:
     state: State
     objective: float = math.nan
     compared: str = ""
-    """The name of the objective."""
+    """The name of the objective; "" where the run has no number of that name."""
+    loss_of: str = ""
+    """The experiment whose first loss the objective is; "" where one was asked for."""
     held: int = 0
     claims: int = 0
     seconds: float = math.nan
@@ -96,7 +99,8 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
         path,
         "done",
         objective=final(compared, claims, history),
-        compared=compared,
+        compared=compared if is_there(compared, claims, history) else "",
+        loss_of="" if objective else verdict["experiment"],
         held=sum(claim["holds"] for claim in claims),
         claims=len(claims),
         seconds=seconds if isinstance(seconds := verdict["provenance"].get("seconds"), int | float) else math.nan,
@@ -116,10 +120,32 @@ def final(name: str, claims: Sequence[Mapping[str, Any]], history: Mapping[str, 
     whose last value counts.
     """
     if name.startswith("claim/"):
-        claim, _, number = name.removeprefix("claim/").partition("/")
-        found = next((entry for entry in claims if entry["name"] == claim), {})
-        return _number(found.get(number or "measured"))
+        found, number = _claim(name, claims)
+        return _number(found.get(number))
     return history[name][-1] if history.get(name) else math.nan
+
+
+def is_there(name: str, claims: Sequence[Mapping[str, Any]], history: Mapping[str, Sequence[float]]) -> bool:
+    """Whether a run has a number of this name, be it finite or not."""
+    if name.startswith("claim/"):
+        found, number = _claim(name, claims)
+        return number in found
+    return bool(history.get(name))
+
+
+def _claim(name: str, claims: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """(the claim, empty where there is none; which of its numbers) that `claim/<name>[/<number>]` means."""
+    claim, _, number = name.removeprefix("claim/").partition("/")
+    return next((entry for entry in claims if entry["name"] == claim), {}), number or "measured"
+
+
+def shared_objective(rows: Iterable[Row]) -> str:
+    """The name of the number that all these runs have been compared by; "" where they share none.
+
+    The first losses of two experiments are two numbers, even under one name.
+    """
+    names = {(row.compared, row.loss_of) for row in rows if row.compared}
+    return names.pop()[0] if len(names) == 1 else ""
 
 
 def metrics(path: Path) -> dict[str, list[float]]:
@@ -205,14 +231,16 @@ def print_table(
     from lab.table import stdout
 
     groups = by_values(rows) if groups is None else groups
-    compared = next((row.compared for row in rows if row.compared), "objective")
+    compared = shared_objective(rows)
     several = any(len(group.rows) > 1 for group in groups)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for key in dict.fromkeys(key for group in groups for key in group.values):
         table.add_column(escape(key), overflow="fold")
     if several:
         table.add_column("runs", justify="right")
-    table.add_column(escape(compared) + (f" (mean ± SE over {over})" if several else ""), justify="right")
+    table.add_column(
+        escape(compared or "objective") + (f" (mean ± SE over {over})" if several else ""), justify="right"
+    )
     table.add_column("claims held", justify="right")
     table.add_column("s", justify="right")
     table.add_column("", overflow="fold")
@@ -223,7 +251,10 @@ def print_table(
         claims = f"{sum(row.held for row in done)}/{sum(row.claims for row in done)}" if done else ""
         said = "; ".join(dict.fromkeys(f"{row.state}{': ' if row.reason else ''}{row.reason}" for row in missing))
         seconds = f"{sum(row.seconds for row in done) / len(done):.1f}" if done else ""
-        mean = f"{group.mean:.6g}{spread}" if math.isfinite(group.mean) else "not finite" if done else ""
+        names = dict.fromkeys(row.compared for row in group.rows if row.compared)
+        mean = f"{group.mean:.6g}{spread}" if math.isfinite(group.mean) else "not finite" if names else ABSENT
+        mean = mean if done or names else ""
+        mean = f"{', '.join(names)} {mean}" if names and not compared else mean
         counted = [str(len(group.rows))] if several else []
         cells = [*map(_short, group.values.values()), *counted, mean, claims, seconds, said]
         table.add_row(*map(escape, cells))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
+Sampler = Literal["tpe", "gp", "qmc", "random"]
 STUDY = "study.db"
 POLL = 1.0
 """Seconds between two looks at what the running trials have logged."""
@@ -64,7 +65,7 @@ class Search:
         params: dict[str, str] | None = None,
         direction: Direction = "minimize",
         n_trials: PositiveInt = 30,
-        sampler: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe",
+        sampler: Sampler = "tpe",
         startup_trials: PositiveInt = 10,
         pruner: Literal["none", "median", "hyperband"] = "none",
         warmup_steps: NonNegativeInt = 0,
@@ -80,6 +81,11 @@ class Search:
         self.pruner, self.warmup_steps = pruner, warmup_steps
         self.log, self.worst = log, worst
         self.optimum = Optimum(optimum or {}, direction, within, because)
+
+    def identity(self) -> dict[str, str]:
+        """What decides which trials are proposed and what is told of them; more of them (`n_trials`) are no others."""
+        keys = ("direction", "sampler", "startup_trials", "pruner", "warmup_steps", "seed", "log", "worst")
+        return {f"hydra.sweeper.{key}": str(getattr(self, key)) for key in keys}
 
     def run(self, sweep: Sweep, space: Mapping[str, BaseDistribution], fixed: Sequence[str], launcher: Any) -> int:
         """Carry the study to `n_trials`; returns the sweep's exit code."""
@@ -112,8 +118,6 @@ class Search:
             return samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials, constant_liar=True)
         if self.sampler == "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=self.startup_trials)
-        if self.sampler == "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=self.startup_trials)
         return samplers.QMCSampler(seed=self.seed) if self.sampler == "qmc" else samplers.RandomSampler(seed=seed)
 
     def _pruner(self) -> Any:
@@ -348,6 +352,9 @@ def _distribution(text: str, override: Override) -> BaseDistribution:
     if unknown := tags - {"log", "int"}:
         raise Refusal(f"{text}: the tag {min(unknown)} means nothing to a search; allowed: log, int")
     log = "log" in tags
+    low, high = (value.start, value.end) if isinstance(value, IntervalSweep) else (0, 1)
+    if not (low or 0) < (high or 0):
+        raise Refusal(f"{text} is empty: an interval goes from a number to a greater one")
     try:
         match value:
             case ChoiceSweep():
