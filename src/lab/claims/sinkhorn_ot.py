@@ -291,7 +291,7 @@ class GaussianRate(_Rate):
 
 
 class BirkhoffRate(_Rate):
-    """No iteration contracts by less than tanh²(Δ/4) in Hilbert's metric, Δ the projective diameter of exp(−C/ε)
+    """No step is more than tanh²(Δ/4) times the one before in Hilbert's metric, Δ the projective diameter of exp(−C/ε)
 
     Multiplication by a positive matrix contracts Hilbert's metric max(f/ε) − min(f/ε) by tanh(Δ/4), and an iteration
     multiplies by K and by Kᵀ. Measured is the worst ratio of two successive steps, first one included.
