@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from lab.algorithms import sinkhorn as sinkhorn_module
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.implicit import solve
 from lab.algorithms.relaxation import Relaxation, optimal
-from lab.algorithms.sinkhorn import LogDomain, iterates, sinkhorn
+from lab.algorithms.sinkhorn import LogDomain, Sinkhorn, iterates, sinkhorn
 from lab.algorithms.transport import Transport, rounded
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
@@ -255,6 +257,17 @@ def test_what_is_no_problem_is_refused(options: dict[str, Any], said: str) -> No
     cost, a, b = problem()
     with pytest.raises(ValueError, match=said):
         sinkhorn(**{"cost": cost, "a": a, "b": b, **options})
+
+
+def test_the_algorithm_as_an_object_is_the_function() -> None:
+    """Its defaults are the function's, and the least tolerances that it and a run allow are what a number resolves."""
+    cost, a, b = problem()
+    options: dict[str, Any] = {"max_iterations": 7, "relaxation": 1.2, "annealing": 0.5, "method": "log"}
+    assert torch.equal(Sinkhorn(**options)(cost, a, b, epsilon=0.2).f, sinkhorn(cost, a, b, epsilon=0.2, **options).f)
+    defaults = {name: p.default for name, p in inspect.signature(sinkhorn).parameters.items()}
+    assert asdict(Sinkhorn()) == {name: defaults[name] for name in asdict(Sinkhorn())}
+    Sinkhorn(tolerance=1e-15, max_iterations=1)(cost, a, b, epsilon=1.0)
+    Sinkhorn(tolerance=5e-7, max_iterations=1)(cost.float(), a.float(), b.float(), epsilon=1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- derivatives

@@ -15,7 +15,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from lab.algorithms.costs import SquaredEuclidean
-from lab.algorithms.sinkhorn import sinkhorn
+from lab.algorithms.sinkhorn import Sinkhorn, sinkhorn
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import sinkhorn_ot as claims
 from lab.data.measures import Gaussian, GaussianPair
@@ -261,7 +261,7 @@ def test_laws_that_are_none_are_refused(make: Callable[[], Any], said: str) -> N
 
 # ---------------------------------------------------------------------------------------------------------------- model
 
-SOLVER = partial(sinkhorn, tolerance=1e-11)
+SOLVER = Sinkhorn(tolerance=1e-11)
 
 
 def module(**options: Any) -> EntropicTransport:
@@ -302,7 +302,7 @@ def test_independent_clouds_are_stationary_at_the_truth_and_one_cloud_is_not() -
     """d/ds of the mean loss at s = 1 for T(x) = sx, both laws N(0, 1): 0, unless one cloud is both arguments."""
     scale = torch.ones(6000, 1, 1, dtype=torch.float64, requires_grad=True)
     x, y = normal(6000, 2, 8, 1), normal(6000, 2, 8, 1, seed=1)
-    moved, cost, solver = scale.unsqueeze(1) * x, SquaredEuclidean(), partial(sinkhorn, tolerance=1e-6)
+    moved, cost, solver = scale.unsqueeze(1) * x, SquaredEuclidean(), Sinkhorn(tolerance=1e-6)
 
     def slope(loss: Tensor) -> tuple[float, float]:
         each = torch.autograd.grad(loss.sum(), scale, retain_graph=True)[0].flatten()
@@ -387,7 +387,7 @@ def exact(data: GaussianPair) -> SimpleNamespace:
     (x, a), (y, b) = SOURCE.on_grid(40, 6.0), TARGET.on_grid(40, 6.0)
     mass = a @ ((source(x).unsqueeze(1) + target(y) - SquaredEuclidean()(x, y)).exp() @ b)
     source.constant = -float(mass.log())
-    solver = partial(sinkhorn, tolerance=1e-11, annealing=0.5)
+    solver = Sinkhorn(tolerance=1e-11, annealing=0.5)
     made = {"source": source, "target": target, "generator": generator, "cost": SquaredEuclidean()}
     return SimpleNamespace(**made, solver=solver, epsilon=1.0, relaxation=1.0)
 
@@ -455,7 +455,7 @@ def test_a_wrong_formula_is_refuted(
 
 
 def test_few_iterations_are_refuted(exact: SimpleNamespace, data: GaussianPair) -> None:
-    exact.solver = partial(sinkhorn, annealing=0.5, max_iterations=1)
+    exact.solver = Sinkhorn(annealing=0.5, max_iterations=1)
     for name in ("gaussian_cost", "duality", "marginals", "not_below_exact"):
         assert not judged(name, exact, data).judged.holds, name
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, Protocol, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, Protocol, get_args
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
 from lab.algorithms.relaxation import Relaxation
 from lab.algorithms.scaling import Scaling, settled
 from lab.algorithms.transport import Transport
+from lab.types import Fraction, PositiveInt
 
 Method = Literal["scaling", "log"]
 
@@ -103,6 +106,23 @@ def sinkhorn(
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
     return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome, known)
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """`sinkhorn` with its parameters set, each where it has a meaning: (cost, a, b, epsilon=ε) → Transport.
+
+    What float32 resolves is coarser than the least `tolerance` here, which is that of float64.
+    """
+
+    tolerance: Annotated[float, Ge(1e-15)] = 1e-9
+    max_iterations: PositiveInt = 10_000
+    relaxation: Annotated[float, Gt(0), Lt(2)] | None = None
+    annealing: Fraction | None = None
+    method: Method = "scaling"
+
+    def __call__(self, cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float) -> Transport:
+        return sinkhorn(cost, a, b, epsilon=epsilon, **asdict(self))
 
 
 class Iteration(Protocol):

@@ -223,7 +223,8 @@ def _newton(cost: Matrix, a: Matrix, b: Matrix, epsilon: float, z: Matrix, targe
 def birkhoff_rate(cost: Matrix, epsilon: float) -> float:
     """tanh²(Δ/4), Δ = max (C_ik + C_jl − C_jk − C_il)/ε: a step is at most so many times the one before.
 
-    Steps are measured in Hilbert's metric. Multiplication by K = exp(−C/ε) contracts it by tanh(Δ/4), and an iteration multiplies by K and by Kᵀ.
+    Steps are measured in Hilbert's metric. Multiplication by K = exp(−C/ε) contracts it by tanh(Δ/4), and an
+    iteration multiplies by K and by Kᵀ.
 
     (Birkhoff 1957; Franklin & Lorenz 1989, Thm 4; Peyré & Cuturi 2019, Thm 4.1 and 4.2.)
     """
