@@ -422,6 +422,28 @@ def test_clouds_start_from_what_they_are_given() -> None:
     assert int(solve(start=(first.f, first.g)).iterations) <= 2 < int(first.iterations)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon": -1.0}, "epsilon=-1.0 must be above 0"),
+        ({"epsilon": 0.0}, "epsilon=0.0 must be above 0"),
+        ({"tolerance": 1e-17}, "tolerance=1e-17 must be at least 9e-16, what torch.float64 resolves"),
+        ({"max_iterations": 0}, "max_iterations=0 must be at least 1"),
+        ({"relaxation": 2.0}, "relaxation=2.0 must be between 0 and 2"),
+        ({"a": -weights(40)}, "a must not be negative"),
+        ({"b": torch.ones(30)}, "b must sum to 1 within the tolerance 1e-09, but is 2.9e.01 away"),
+        ({"a": torch.ones(7)}, r"a must have 40 weights for x of shape \[40, 2\], not \[7\]"),
+        ({"x": normal(40)}, r"not torch.float64 of shape \[40\] and torch.float64 of shape \[30, 2\]"),
+        ({"y": normal(30, 2).float()}, r"not torch.float64 of shape \[40, 2\] and torch.float32 of shape \[30, 2\]"),
+        ({"x": normal(40, 2).half(), "y": normal(30, 2).half()}, "in float32 or float64, not torch.float16"),
+    ],
+)
+def test_clouds_that_are_no_problem_are_refused(options: dict[str, Any], said: str) -> None:
+    given = {"x": normal(40, 2), "y": normal(30, 2, seed=1), "cost": SquaredEuclidean(), "epsilon": 1.0}
+    with pytest.raises(ValueError, match=said):
+        clouds.sinkhorn_of_clouds(**{**given, **options})
+
+
 # ----------------------------------------------------------------------------------------------------------- relaxation
 
 
