@@ -488,6 +488,15 @@ def test_relaxation_is_measured_as_it_is_set(exact: SimpleNamespace, data: Gauss
     assert not judged("gaussian_rate", exact, data).judged.holds
 
 
+def test_a_start_that_misses_the_slowest_mode_does_not_hide_it(exact: SimpleNamespace) -> None:
+    """With this seed the steps from g = 0 have so little of it that at ε = 2 they still shrink by the next rate."""
+    data = ready(pair(support=80, seed=23))
+    claim, run = claims.KnightRate([2.0]), Run(exact, data)
+    predicted = float(np.ravel(claim.predict(data).value)[0])
+    assert claim.rate(run, data.clouds, 2.0) < 0.9 * predicted
+    assert judge("knight_rate", claim, run).judged.difference < 1e-5 * predicted
+
+
 def test_another_epsilon_than_the_models_is_refused(exact: SimpleNamespace, data: GaussianPair) -> None:
     with pytest.raises(Refusal, match=r"epsilon=2.0 must equal model.epsilon=1.0"):
         claims.PotentialsValue(2.0).check(data, exact)  # type: ignore[arg-type]

@@ -208,11 +208,14 @@ class _Rate(_OverEpsilon):
     window: tuple[float, float] = (1e-11, 1e-7)
     """Steps that are fitted, relative to the first."""
 
-    def steps(self, run: Run, measures: Measures, epsilon: float) -> tuple[list[Tensor], Tensor]:
-        """(g_{t+1} − g_t from the first on down to the window's lower end, b)"""
+    def steps(
+        self, run: Run, measures: Measures, epsilon: float, start: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """(g_{t+1} − g_t from the first on down to the window's lower end, b); g₀ is `start`, or 0"""
         (x, a), (y, b) = measures
-        iteration = LogDomain(run.model.cost(x, y), a, b, epsilon, torch.zeros_like(a), torch.zeros_like(b))
-        steps, before, first = [], torch.zeros_like(b), 0.0
+        before = torch.zeros_like(b) if start is None else start
+        iteration = LogDomain(run.model.cost(x, y), a, b, epsilon, torch.zeros_like(a), before)
+        steps, first = [], 0.0
         for _, (_, g) in zip(range(5000), iterates(iteration, run.model.relaxation), strict=False):
             steps.append(g - before)
             first, before = first or float(_deviation(steps[0], b)), g
@@ -220,13 +223,13 @@ class _Rate(_OverEpsilon):
                 break
         return steps, b
 
-    def rate(self, run: Run, measures: Measures, epsilon: float) -> float:
+    def rate(self, run: Run, measures: Measures, epsilon: float, start: Tensor | None = None) -> float:
         """exp of the slope of ln |⟨s_t, s_T⟩_b| within the window, s_t the steps and s_T the last one.
 
         The iteration is self-adjoint with weights b, so of other modes the product has what both steps have left of
         them.
         """
-        steps, b = self.steps(run, measures, epsilon)
+        steps, b = self.steps(run, measures, epsilon, start)
         centred = torch.stack([step - (b * step).sum() for step in steps])  # potentials are free in a constant
         sizes, along = (centred.square() @ b).sqrt().numpy(), (centred @ (b * centred[-1])).abs().numpy()
         t = np.flatnonzero((sizes > self.window[0] * sizes[0]) & (sizes < self.window[1] * sizes[0]))
@@ -244,11 +247,17 @@ class KnightRate(_Rate):
     Linearised at the solution, one iteration is diag(b)⁻¹Pᵀ diag(a)⁻¹P, self-adjoint with weights b; its eigenvalues
     are the squares of the singular values of diag(a)^{−½} P diag(b)^{−½}. Fitted to the steps g_{t+1} − g_t between
     1e-11 and 1e-7 of the first, along the last of them; P is computed by Newton's method.
+
+    A start from which there is nothing to go along the slowest mode shows the next one's rate. So there are several,
+    g₀(y) = 2⟨u, y⟩ as if the source stood u ~ N(0, I) off, and the slowest counts: other modes are all faster.
     """
 
     reference = "Knight 2008, Thm 4.4"
+    starts = 4
     relation = equal(
-        "what the next mode has left in the window, (ρ₂/ρ)ᵗ twice over; 2e-6 is the most that was seen", rtol=1e-3
+        "what the next mode has left in the window, (1 − q)q²ᵗ with q = ρ₂/ρ and ρᵗ = 1e-7, below 1e-4 unless "
+        "ρ₂ > ρ^1.25 (300 seeds: ρ₂ < ρ^1.31), and rounding, where 4e-6 was seen",
+        rtol=1e-4,
     )
 
     def __init__(self, epsilons: Epsilons = [0.25, 0.5, 1.0, 2.0, 4.0]) -> None:  # noqa: B006 - read only
@@ -259,7 +268,10 @@ class KnightRate(_Rate):
         return Quantity([theory.knight_rate(*problem, e) for e in self.epsilons], x=self.epsilons)
 
     def measure(self, run: Run) -> Quantity:
-        return Quantity([self.rate(run, run.data.clouds, e) for e in self.epsilons])
+        y = run.data.clouds[1][0]
+        starts = 2 * normal(generator(run.data.seed, "KnightRate"), self.starts, y.shape[1]) @ y.mT
+        found = [[self.rate(run, run.data.clouds, e, start) for start in starts] for e in self.epsilons]
+        return Quantity(np.fmax.reduce(found, axis=1))
 
 
 class GaussianRate(_Rate):
