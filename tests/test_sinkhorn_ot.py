@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import optimize
 from torch import Tensor, nn
 
+from lab import paths
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.sinkhorn import Sinkhorn, sinkhorn
 from lab.claim import Claim, Evidence, Run, judge
@@ -486,6 +488,17 @@ def test_relaxation_is_measured_as_it_is_set(exact: SimpleNamespace, data: Gauss
     roots = np.roots([1, 2 * (exact.relaxation - 1) - exact.relaxation**2 * rho, (exact.relaxation - 1) ** 2])
     assert float(np.ravel(measured)[0]) == pytest.approx(roots.max(), abs=1e-3)
     assert not judged("gaussian_rate", exact, data).judged.holds
+
+
+def test_the_sweep_is_argued_by_theory() -> None:
+    """The optimum that conf/sweep/over_relaxation.yaml states is ω* of the rate of Gaussians, at its ε."""
+    sweep = yaml.safe_load((paths.CONF / "sweep" / "over_relaxation.yaml").read_text(encoding="utf-8"))["hydra"][
+        "sweeper"
+    ]
+    [epsilon] = yaml.safe_load(sweep["params"]["claims.gaussian_rate.epsilons"])
+    source, target = (float(law.first().covariance) for law in (SOURCE, TARGET))
+    best = theory.optimal_relaxation(theory.gaussian_rate(source, target, epsilon))
+    assert sweep["optimum"]["model.relaxation"] == pytest.approx(best, abs=5e-5)
 
 
 def test_a_start_that_misses_the_slowest_mode_does_not_hide_it(exact: SimpleNamespace) -> None:

@@ -236,6 +236,8 @@ def birkhoff_rate(cost: Matrix, epsilon: float) -> float:
 def optimal_relaxation(rho: float) -> float:
     """ω* = 2/(1 + √(1 − ρ)), under which Sinkhorn's iteration goes fastest: by ω* − 1 a step instead of ρ.
 
+    The optimum that the sweep `over_relaxation` is to find.
+
     (Young 1954; Thibault, Chizat, Dossal & Papadakis 2021, §4; Lehmann et al. 2021, Thm 2.)
     """
     return 2 / (1 + math.sqrt(1 - rho))
