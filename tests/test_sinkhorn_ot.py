@@ -20,6 +20,7 @@ from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.sinkhorn import Sinkhorn, sinkhorn
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import sinkhorn_ot as claims
+from lab.claims import sinkhorn_ot_rates as rates
 from lab.data.measures import Gaussian, GaussianPair
 from lab.errors import Refusal
 from lab.models import transport as model
@@ -401,9 +402,9 @@ CLAIMS: dict[str, Claim] = {
     "marginals": claims.Marginals([0.3, 3.0]),
     "entropic_gap": claims.EntropicGap([0.05, 1.0]),
     "not_below_exact": claims.NotBelowExact([0.05, 1.0]),
-    "knight_rate": claims.KnightRate([0.5, 2.0]),
-    "gaussian_rate": claims.GaussianRate([0.5, 2.0]),
-    "birkhoff_rate": claims.BirkhoffRate([8.0, 32.0]),
+    "knight_rate": rates.KnightRate([0.5, 2.0]),
+    "gaussian_rate": rates.GaussianRate([0.5, 2.0]),
+    "birkhoff_rate": rates.BirkhoffRate([8.0, 32.0]),
     "monge_map": claims.MongeMap(),
     "wasserstein": claims.Wasserstein(),
     "no_better_matching": claims.NoBetterMatching(60),
@@ -484,7 +485,7 @@ def test_a_map_that_turns_is_refuted(exact: SimpleNamespace, data: GaussianPair)
 def test_relaxation_is_measured_as_it_is_set(exact: SimpleNamespace, data: GaussianPair) -> None:
     rho = theory.gaussian_rate(1.0, 0.4, 1.0)
     exact.relaxation = theory.optimal_relaxation(rho) - 0.05
-    measured = claims.GaussianRate([1.0]).measure(Run(exact, data)).value
+    measured = rates.GaussianRate([1.0]).measure(Run(exact, data)).value
     roots = np.roots([1, 2 * (exact.relaxation - 1) - exact.relaxation**2 * rho, (exact.relaxation - 1) ** 2])
     assert float(np.ravel(measured)[0]) == pytest.approx(roots.max(), abs=1e-3)
     assert not judged("gaussian_rate", exact, data).judged.holds
@@ -504,7 +505,7 @@ def test_the_sweep_is_argued_by_theory() -> None:
 def test_a_start_that_misses_the_slowest_mode_does_not_hide_it(exact: SimpleNamespace) -> None:
     """With this seed the steps from g = 0 have so little of it that at ε = 2 they still shrink by the next rate."""
     data = ready(pair(support=80, seed=23))
-    claim, run = claims.KnightRate([2.0]), Run(exact, data)
+    claim, run = rates.KnightRate([2.0]), Run(exact, data)
     predicted = float(np.ravel(claim.predict(data).value)[0])
     assert claim.rate(run, data.clouds, 2.0) < 0.9 * predicted
     assert judge("knight_rate", claim, run).judged.difference < 1e-5 * predicted
