@@ -260,6 +260,24 @@ def test_an_empty_data_root_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert 'data_root="" (it is ${oc.env:LAB_DATA,data}) is not allowed' in refusal(PCA)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.inner.tolerance=1e-30", ["model.inner.tolerance=1e-30", "≥ 1e-15"]),
+        ("model.inner.relaxation=2.5", ["model.inner.relaxation=2.5", "> 0 and < 2 or null"]),
+        ("model.inner.max_iterations=0", ["model.inner.max_iterations=0", "≥ 1"]),
+        ("model.solver.annealing=1.5", ["model.solver.annealing=1.5", "> 0 and < 1 or null"]),
+        ("model.solver.tolerance=1e-30", ["model.solver.tolerance=1e-30", "≥ 1e-15"]),
+        ("model.inner.method=fast", ["model.inner.method=fast", "one of scaling, log"]),
+        ("model.solver._target_=lab.algorithms.sinkhorn.sinkhorn", ["a lab.algorithms.sinkhorn.Sinkhorn"]),
+    ],
+)
+def test_parameters_of_sinkhorns_algorithm(override: str, words: list[str]) -> None:
+    line = refusal("experiment=sinkhorn_ot", override)
+    for word in words:
+        assert word in line
+
+
 def test_batch_over_processes() -> None:
     check.check(compose([LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=10"]))
     line = refusal(LINEAR, "trainer.devices=2", "data.designs.wide.batch_size=9")

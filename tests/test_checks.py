@@ -23,6 +23,7 @@ Make = Callable[..., str]
 
 _numbers = count()
 LINEAR, PCA, VAE, GNN = "linear_regression", "pca_autoencoder", "vae", "gnn"
+OT, DIGITS = "sinkhorn_ot", "sinkhorn_ot_digits"
 K8 = [f"claims.{c}.k=8" for c in ("evidence", "decoder_variance", "aggregate_posterior", "importance_weighted")]
 REFUSED = [
     (LINEAR, ["claims.excess_risk.design=smal"], "claims.excess_risk.design=smal is none of data.designs"),
@@ -53,6 +54,11 @@ REFUSED = [
     (GNN, ["claims.mean_accuracy.net=means"], "claims.mean_accuracy.net=means is none of model.nets"),
     (GNN, ["claims.told_apart.net=gcn"], "claims.told_apart.net=gcn is no GIN"),
     (GNN, ["claims.oversmoothing.net=gin"], "claims.oversmoothing.net=gin is no GCN"),
+    (OT, ["model.inner.tolerance=1e-8"], "model.inner.tolerance=1e-08 must be at least 5e-07"),
+    (OT, ["model.inner.tolerance=1e-8", "trainer.precision=bf16-mixed"], "with trainer.precision=bf16-mixed"),
+    (OT, ["trainer.precision=bf16-true"], "trainer.precision=bf16-true is not allowed"),
+    (DIGITS, ["model.inner.tolerance=1e-8"], "model.inner.tolerance=1e-08 must be at least 5e-07"),
+    (DIGITS, ["trainer.precision=bf16-true"], "trainer.precision=bf16-true is not allowed"),
     (VAE, ["model.net.k=3"], "claims.importance_bounds.evidence=true needs model.net.k of 1 or 2, not 3"),
 ]
 
@@ -69,9 +75,15 @@ def test_told_from_the_config_and_by_the_objects(experiment: str, overrides: lis
     assert str(told.value).endswith(name)
 
 
-@pytest.mark.parametrize("experiment", [LINEAR, PCA, VAE, GNN])
-def test_what_is_allowed_is_refused_by_neither(experiment: str) -> None:
-    cfg = compose.compose([f"experiment={experiment}"])
+@pytest.mark.parametrize(
+    ("experiment", "overrides"),
+    [
+        *((name, []) for name in (LINEAR, PCA, VAE, GNN, OT, DIGITS)),
+        (OT, ["model.inner.tolerance=1e-8", "trainer.precision=64-true"]),
+    ],
+)
+def test_what_is_allowed_is_refused_by_neither(experiment: str, overrides: list[str]) -> None:
+    cfg = compose.compose([f"experiment={experiment}", *overrides])
     check.check_config(cfg)
     ask_the_objects(cfg)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from lab.algorithms import sinkhorn as sinkhorn_module
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.implicit import solve
 from lab.algorithms.relaxation import Relaxation, optimal
-from lab.algorithms.sinkhorn import LogDomain, iterates, sinkhorn
+from lab.algorithms.sinkhorn import LogDomain, Sinkhorn, iterates, sinkhorn
 from lab.algorithms.transport import Transport, rounded
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
@@ -257,6 +259,17 @@ def test_what_is_no_problem_is_refused(options: dict[str, Any], said: str) -> No
         sinkhorn(**{"cost": cost, "a": a, "b": b, **options})
 
 
+def test_the_algorithm_as_an_object_is_the_function() -> None:
+    """Its defaults are the function's, and the least tolerances that it and a run allow are what a number resolves."""
+    cost, a, b = problem()
+    options: dict[str, Any] = {"max_iterations": 7, "relaxation": 1.2, "annealing": 0.5, "method": "log"}
+    assert torch.equal(Sinkhorn(**options)(cost, a, b, epsilon=0.2).f, sinkhorn(cost, a, b, epsilon=0.2, **options).f)
+    defaults = {name: p.default for name, p in inspect.signature(sinkhorn).parameters.items()}
+    assert asdict(Sinkhorn()) == {name: defaults[name] for name in asdict(Sinkhorn())}
+    Sinkhorn(tolerance=1e-15, max_iterations=1)(cost, a, b, epsilon=1.0)
+    Sinkhorn(tolerance=5e-7, max_iterations=1)(cost.float(), a.float(), b.float(), epsilon=1.0)
+
+
 # ---------------------------------------------------------------------------------------------------------- derivatives
 
 
@@ -407,6 +420,28 @@ def test_clouds_start_from_what_they_are_given() -> None:
     solve = partial(clouds.sinkhorn_of_clouds, x, y, cost=SquaredEuclidean(), epsilon=0.5)
     first = solve()
     assert int(solve(start=(first.f, first.g)).iterations) <= 2 < int(first.iterations)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon": -1.0}, "epsilon=-1.0 must be above 0"),
+        ({"epsilon": 0.0}, "epsilon=0.0 must be above 0"),
+        ({"tolerance": 1e-17}, "tolerance=1e-17 must be at least 9e-16, what torch.float64 resolves"),
+        ({"max_iterations": 0}, "max_iterations=0 must be at least 1"),
+        ({"relaxation": 2.0}, "relaxation=2.0 must be between 0 and 2"),
+        ({"a": -weights(40)}, "a must not be negative"),
+        ({"b": torch.ones(30)}, "b must sum to 1 within the tolerance 1e-09, but is 2.9e.01 away"),
+        ({"a": torch.ones(7)}, r"a must have 40 weights for x of shape \[40, 2\], not \[7\]"),
+        ({"x": normal(40)}, r"not torch.float64 of shape \[40\] and torch.float64 of shape \[30, 2\]"),
+        ({"y": normal(30, 2).float()}, r"not torch.float64 of shape \[40, 2\] and torch.float32 of shape \[30, 2\]"),
+        ({"x": normal(40, 2).half(), "y": normal(30, 2).half()}, "in float32 or float64, not torch.float16"),
+    ],
+)
+def test_clouds_that_are_no_problem_are_refused(options: dict[str, Any], said: str) -> None:
+    given = {"x": normal(40, 2), "y": normal(30, 2, seed=1), "cost": SquaredEuclidean(), "epsilon": 1.0}
+    with pytest.raises(ValueError, match=said):
+        clouds.sinkhorn_of_clouds(**{**given, **options})
 
 
 # ----------------------------------------------------------------------------------------------------------- relaxation

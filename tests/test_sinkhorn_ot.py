@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import optimize
 from torch import Tensor, nn
 
+from lab import paths
 from lab.algorithms.costs import SquaredEuclidean
-from lab.algorithms.sinkhorn import sinkhorn
+from lab.algorithms.sinkhorn import Sinkhorn, sinkhorn
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import sinkhorn_ot as claims
+from lab.claims import sinkhorn_ot_rates as rates
 from lab.data.measures import Gaussian, GaussianPair
 from lab.errors import Refusal
 from lab.models import transport as model
@@ -261,7 +264,7 @@ def test_laws_that_are_none_are_refused(make: Callable[[], Any], said: str) -> N
 
 # ---------------------------------------------------------------------------------------------------------------- model
 
-SOLVER = partial(sinkhorn, tolerance=1e-11)
+SOLVER = Sinkhorn(tolerance=1e-11)
 
 
 def module(**options: Any) -> EntropicTransport:
@@ -302,7 +305,7 @@ def test_independent_clouds_are_stationary_at_the_truth_and_one_cloud_is_not() -
     """d/ds of the mean loss at s = 1 for T(x) = sx, both laws N(0, 1): 0, unless one cloud is both arguments."""
     scale = torch.ones(6000, 1, 1, dtype=torch.float64, requires_grad=True)
     x, y = normal(6000, 2, 8, 1), normal(6000, 2, 8, 1, seed=1)
-    moved, cost, solver = scale.unsqueeze(1) * x, SquaredEuclidean(), partial(sinkhorn, tolerance=1e-6)
+    moved, cost, solver = scale.unsqueeze(1) * x, SquaredEuclidean(), Sinkhorn(tolerance=1e-6)
 
     def slope(loss: Tensor) -> tuple[float, float]:
         each = torch.autograd.grad(loss.sum(), scale, retain_graph=True)[0].flatten()
@@ -387,7 +390,7 @@ def exact(data: GaussianPair) -> SimpleNamespace:
     (x, a), (y, b) = SOURCE.on_grid(40, 6.0), TARGET.on_grid(40, 6.0)
     mass = a @ ((source(x).unsqueeze(1) + target(y) - SquaredEuclidean()(x, y)).exp() @ b)
     source.constant = -float(mass.log())
-    solver = partial(sinkhorn, tolerance=1e-11, annealing=0.5)
+    solver = Sinkhorn(tolerance=1e-11, annealing=0.5)
     made = {"source": source, "target": target, "generator": generator, "cost": SquaredEuclidean()}
     return SimpleNamespace(**made, solver=solver, epsilon=1.0, relaxation=1.0)
 
@@ -399,9 +402,9 @@ CLAIMS: dict[str, Claim] = {
     "marginals": claims.Marginals([0.3, 3.0]),
     "entropic_gap": claims.EntropicGap([0.05, 1.0]),
     "not_below_exact": claims.NotBelowExact([0.05, 1.0]),
-    "knight_rate": claims.KnightRate([0.5, 2.0]),
-    "gaussian_rate": claims.GaussianRate([0.5, 2.0]),
-    "birkhoff_rate": claims.BirkhoffRate([8.0, 32.0]),
+    "knight_rate": rates.KnightRate([0.5, 2.0]),
+    "gaussian_rate": rates.GaussianRate([0.5, 2.0]),
+    "birkhoff_rate": rates.BirkhoffRate([8.0, 32.0]),
     "monge_map": claims.MongeMap(),
     "wasserstein": claims.Wasserstein(),
     "no_better_matching": claims.NoBetterMatching(60),
@@ -455,7 +458,7 @@ def test_a_wrong_formula_is_refuted(
 
 
 def test_few_iterations_are_refuted(exact: SimpleNamespace, data: GaussianPair) -> None:
-    exact.solver = partial(sinkhorn, annealing=0.5, max_iterations=1)
+    exact.solver = Sinkhorn(annealing=0.5, max_iterations=1)
     for name in ("gaussian_cost", "duality", "marginals", "not_below_exact"):
         assert not judged(name, exact, data).judged.holds, name
 
@@ -482,10 +485,30 @@ def test_a_map_that_turns_is_refuted(exact: SimpleNamespace, data: GaussianPair)
 def test_relaxation_is_measured_as_it_is_set(exact: SimpleNamespace, data: GaussianPair) -> None:
     rho = theory.gaussian_rate(1.0, 0.4, 1.0)
     exact.relaxation = theory.optimal_relaxation(rho) - 0.05
-    measured = claims.GaussianRate([1.0]).measure(Run(exact, data)).value
+    measured = rates.GaussianRate([1.0]).measure(Run(exact, data)).value
     roots = np.roots([1, 2 * (exact.relaxation - 1) - exact.relaxation**2 * rho, (exact.relaxation - 1) ** 2])
     assert float(np.ravel(measured)[0]) == pytest.approx(roots.max(), abs=1e-3)
     assert not judged("gaussian_rate", exact, data).judged.holds
+
+
+def test_the_sweep_is_argued_by_theory() -> None:
+    """The optimum that conf/sweep/over_relaxation.yaml states is ω* of the rate of Gaussians, at its ε."""
+    sweep = yaml.safe_load((paths.CONF / "sweep" / "over_relaxation.yaml").read_text(encoding="utf-8"))["hydra"][
+        "sweeper"
+    ]
+    [epsilon] = yaml.safe_load(sweep["params"]["claims.gaussian_rate.epsilons"])
+    source, target = (float(law.first().covariance) for law in (SOURCE, TARGET))
+    best = theory.optimal_relaxation(theory.gaussian_rate(source, target, epsilon))
+    assert sweep["optimum"]["model.relaxation"] == pytest.approx(best, abs=5e-5)
+
+
+def test_a_start_that_misses_the_slowest_mode_does_not_hide_it(exact: SimpleNamespace) -> None:
+    """With this seed the steps from g = 0 have so little of it that at ε = 2 they still shrink by the next rate."""
+    data = ready(pair(support=80, seed=23))
+    claim, run = rates.KnightRate([2.0]), Run(exact, data)
+    predicted = float(np.ravel(claim.predict(data).value)[0])
+    assert claim.rate(run, data.clouds, 2.0) < 0.9 * predicted
+    assert judge("knight_rate", claim, run).judged.difference < 1e-5 * predicted
 
 
 def test_another_epsilon_than_the_models_is_refused(exact: SimpleNamespace, data: GaussianPair) -> None:

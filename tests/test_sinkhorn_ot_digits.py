@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lab.algorithms.costs import SquaredEuclidean
-from lab.algorithms.sinkhorn import sinkhorn
+from lab.algorithms.sinkhorn import Sinkhorn
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import sinkhorn_ot_digits as claims
 from lab.data.histograms import DigitHistograms
@@ -96,7 +96,7 @@ def test_the_fixed_point_is_stationary(data: DigitHistograms, exact: SimpleNames
 
 # ---------------------------------------------------------------------------------------------------------------- model
 
-SOLVER = partial(sinkhorn, tolerance=1e-11)
+SOLVER = Sinkhorn(tolerance=1e-11)
 
 
 def module(**options: Any) -> Barycentres:
@@ -195,7 +195,7 @@ def exact(data: DigitHistograms) -> SimpleNamespace:
     """A run whose histograms are theory's."""
     cost, images = claims.squared_distances(data), data.corners.numpy()
     alpha = torch.from_numpy(theory.debiased_barycentre(images, cost, data.mixtures.numpy(), EPSILON))
-    solver = partial(sinkhorn, tolerance=1e-10, annealing=0.5)
+    solver = Sinkhorn(tolerance=1e-10, annealing=0.5)
     return SimpleNamespace(histograms=Given(alpha), cost=SquaredEuclidean(), solver=solver, epsilon=EPSILON)
 
 
@@ -245,7 +245,7 @@ def test_blurred_histograms_are_refuted(exact: SimpleNamespace, data: DigitHisto
 
 
 def test_few_iterations_are_refuted(exact: SimpleNamespace, data: DigitHistograms) -> None:
-    exact.solver = partial(sinkhorn, annealing=0.5, max_iterations=1)
+    exact.solver = Sinkhorn(annealing=0.5, max_iterations=1)
     for name in ("not_below_exact", "symmetric", "detour"):
         assert not judged(name, exact, data).judged.holds, name
 

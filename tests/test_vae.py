@@ -21,7 +21,8 @@ from lab.data.digits import CentredImages, Digits, Images
 from lab.errors import Refusal
 from lab.models import vae as model
 from lab.models.vae import VAE
-from lab.nets.likelihoods import Bernoulli, Gaussian, softplus
+from lab.nets.layers import softplus
+from lab.nets.likelihoods import Bernoulli, Gaussian
 from lab.nets.vae import MLPVAE, LinearVAE
 from lab.theory import importance, pca, ppca
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.algorithms.problem import require, weighted
 from lab.algorithms.sinkhorn import Loop
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -48,16 +49,23 @@ def sinkhorn_of_clouds(
 ) -> CloudTransport:
     """Solve as `sinkhorn` does, in the log domain, by rows of the cost that are computed anew in every iteration.
 
-    Memory is n + m and `ENTRIES`, of the gradient too. Where the matrix fits in memory `sinkhorn` is faster.
+    Memory is n + m and `ENTRIES`, of the gradient too. Where the matrix fits in memory `sinkhorn` is faster. There is
+    no ε-scaling here: where ε is far below the cost, `start` from the potentials at a larger ε.
 
     Args:
-        x: (..., n, d), y: (..., m, d). a: (..., n), b: (..., m), weights that sum to 1; uniform by default.
+        x: (..., n, d), y: (..., m, d), in float32 or float64.
+        a: (..., n), b: (..., m), weights that sum to 1; uniform by default.
         The others are those of `sinkhorn`.
+
+    Raises: ValueError where shapes, weights or parameters make no problem.
     """
-    n, m = x.shape[-2], y.shape[-2]
-    a = torch.full(x.shape[:-1], 1 / n, dtype=x.dtype, device=x.device) if a is None else a.expand(x.shape[:-1])
-    b = torch.full(y.shape[:-1], 1 / m, dtype=y.dtype, device=y.device) if b is None else b.expand(y.shape[:-1])
+    if min(x.dim(), y.dim()) < 2 or x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
+        found = " and ".join(f"{points.dtype} of shape {list(points.shape)}" for points in (x, y))
+        raise ValueError(f"x and y must be (..., n, d) and (..., m, d) in float32 or float64, not {found}")
+    a = weighted("a", a, x[..., 0], f"x of shape {list(x.shape)}")
+    b = weighted("b", b, y[..., 0], f"y of shape {list(y.shape)}")
     with torch.no_grad():
+        require(a, b, epsilon, tolerance, max_iterations, relaxation)
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         streamed = Streamed(cost, (x.detach(), y.detach()), a.detach(), b.detach(), epsilon, f, g)
         loop = Loop(a, max_iterations, relaxation)

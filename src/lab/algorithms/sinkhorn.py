@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, Protocol, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
+from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
 from lab.algorithms.scaling import Scaling, settled
 from lab.algorithms.transport import Transport
-
-Method = Literal["scaling", "log"]
+from lab.types import Fraction, PositiveInt
 
 COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
@@ -65,9 +67,13 @@ def sinkhorn(
 
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
-    a, b = _weights(cost, a, -2), _weights(cost, b, -1)
+    if cost.dim() < 2 or cost.dtype not in (torch.float32, torch.float64):
+        found = f"{cost.dtype} of shape {list(cost.shape)}"
+        raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
+    shape = f"a cost of shape {list(cost.shape)}"
+    a, b = weighted("a", a, cost[..., 0], shape), weighted("b", b, cost[..., 0, :], shape)
     with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
-        _require(cost, a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
+        require(a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
@@ -103,6 +109,23 @@ def sinkhorn(
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
     return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome, known)
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """`sinkhorn` with its parameters set, each where it has a meaning: (cost, a, b, epsilon=ε) → Transport.
+
+    What float32 resolves is coarser than the least `tolerance` here, which is that of float64.
+    """
+
+    tolerance: Annotated[float, Ge(1e-15)] = 1e-9
+    max_iterations: PositiveInt = 10_000
+    relaxation: Annotated[float, Gt(0), Lt(2)] | None = None
+    annealing: Fraction | None = None
+    method: Method = "scaling"
+
+    def __call__(self, cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float) -> Transport:
+        return sinkhorn(cost, a, b, epsilon=epsilon, **asdict(self))
 
 
 class Iteration(Protocol):
@@ -221,46 +244,3 @@ def _levels(spread: float, epsilon: float, annealing: float | None) -> Iterator[
         yield level
         level *= annealing
     yield epsilon
-
-
-def _weights(cost: Tensor, weights: Tensor | None, side: int) -> Tensor:
-    if cost.dim() < 2 or cost.dtype not in (torch.float32, torch.float64):
-        found = f"{cost.dtype} of shape {list(cost.shape)}"
-        raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
-    shape = cost[..., 0].shape if side == -2 else cost[..., 0, :].shape
-    if weights is None:
-        return torch.full(shape, 1 / shape[-1], dtype=cost.dtype, device=cost.device)
-    if weights.shape[-1:] != shape[-1:]:
-        name, given = "a" if side == -2 else "b", list(weights.shape)
-        raise ValueError(f"{name} must have {shape[-1]} weights for a cost of shape {list(cost.shape)}, not {given}")
-    return weights.to(cost).broadcast_to(shape)
-
-
-def _require(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
-    epsilon: float,
-    tolerance: float,
-    max_iterations: int,
-    relaxation: float | None,
-    annealing: float | None,
-    method: str,
-) -> None:
-    resolved = 4 * torch.finfo(cost.dtype).eps
-    for name, value, right, wanted in (
-        ("epsilon", epsilon, epsilon > 0, "above 0"),
-        ("tolerance", tolerance, tolerance >= resolved, f"at least {resolved:.0e}, what {cost.dtype} resolves"),
-        ("max_iterations", max_iterations, max_iterations >= 1, "at least 1"),
-        ("relaxation", relaxation, relaxation is None or 0 < relaxation < 2, "between 0 and 2"),
-        ("annealing", annealing, annealing is None or 0 < annealing < 1, "between 0 and 1"),
-        ("method", method, method in get_args(Method), f"one of {', '.join(get_args(Method))}"),
-    ):
-        if not right:
-            raise ValueError(f"{name}={value} must be {wanted}")
-    for name, weights in (("a", a), ("b", b)):
-        if bool((weights < 0).any()):
-            raise ValueError(f"{name} must not be negative, but its least is {float(weights.min())}")
-        away = float((weights.sum(-1) - 1).abs().max())
-        if not away <= max(tolerance, resolved * weights.shape[-1]):
-            raise ValueError(f"{name} must sum to 1 within the tolerance {tolerance}, but is {away:.1e} away")

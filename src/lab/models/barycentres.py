@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lab.algorithms.costs import SquaredEuclidean
+from lab.algorithms.sinkhorn import Sinkhorn
 from lab.data.blocks import InMemoryData
 from lab.data.histograms import DigitHistograms
 from lab.errors import Refusal
-from lab.models.stepped import SteppedModule
-from lab.models.transport import Solver
+from lab.models.transport import Solver, TransportModule
 from lab.nets.transport import Histograms
 from lab.types import Positive
 
@@ -40,7 +40,7 @@ def objectives(
     return value - 0.5 * values[:, k] if debiased else value
 
 
-class Barycentres(SteppedModule):
+class Barycentres(TransportModule):
     """Trains a histogram for each mixture λ of the data towards argmin_α Σ_k λ_k S_ε(α, β_k).
 
     Args:
@@ -58,8 +58,8 @@ class Barycentres(SteppedModule):
         self,
         histograms: Histograms,
         cost: SquaredEuclidean,
-        solver: Solver,
-        inner: Solver,
+        solver: Sinkhorn,
+        inner: Sinkhorn,
         epsilon: Positive = 0.7,
         debiased: bool = True,
         **training: Any,
@@ -71,6 +71,7 @@ class Barycentres(SteppedModule):
 
     def check(self, data: InMemoryData) -> None:
         """Refuse data that are no histograms, and another number of mixtures or pixels than theirs."""
+        super().check(data)
         if not isinstance(data, DigitHistograms):
             raise Refusal("data._target_ must make a lab.data.histograms.DigitHistograms: Barycentres are of those")
         if self.histograms.count != data.side**2:

@@ -10,6 +10,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.costs import SquaredEuclidean
+from lab.algorithms.sinkhorn import Sinkhorn
 from lab.algorithms.transport import Transport
 from lab.data.blocks import InMemoryData
 from lab.data.measures import GaussianPair
@@ -19,7 +20,7 @@ from lab.nets.transport import AffineMap, Potential
 from lab.types import Positive
 
 Solver = Callable[..., Transport]
-"""`lab.algorithms.sinkhorn.sinkhorn` with some of its parameters set: (cost, a, b, epsilon=ε) → Transport."""
+"""(cost, a, b, epsilon=ε) → Transport, such as `lab.algorithms.sinkhorn.Sinkhorn`."""
 
 
 def dual_value(
@@ -65,7 +66,30 @@ def sinkhorn_divergence(
     return values[:4].mean(0) - 0.5 * values[4] if debiased else values.mean(0)
 
 
-class EntropicTransport(SteppedModule):
+class TransportModule(SteppedModule):
+    """A model whose steps solve transport problems in the precision that it is trained in.
+
+    Attributes:
+        inner: Sinkhorn's algorithm as a training step uses it.
+    """
+
+    inner: Sinkhorn
+
+    def check(self, data: InMemoryData) -> None:
+        """Refuse a precision that Sinkhorn's algorithm does not work in, and a tolerance that it does not resolve."""
+        if data.trainer is not None and data.trainer.precision == "bf16-true":
+            raise Refusal(
+                "trainer.precision=bf16-true is not allowed: exp(−c/ε) would have two digits; allowed: 32-true, "
+                "bf16-mixed, 64-true"
+            )
+        if data.trainer is not None and data.trainer.precision != "64-true" and self.inner.tolerance < 5e-7:
+            raise Refusal(
+                f"model.inner.tolerance={self.inner.tolerance} must be at least 5e-07 with trainer.precision="
+                f"{data.trainer.precision}: training steps are in float32, which resolves no less"
+            )
+
+
+class EntropicTransport(TransportModule):
     """Trains potentials of `source` and `target` on the dual and, beside them, `generator` on the Sinkhorn divergence.
 
     They see the same samples and share no parameter.
@@ -89,8 +113,8 @@ class EntropicTransport(SteppedModule):
         target: Potential,
         generator: AffineMap,
         cost: SquaredEuclidean,
-        solver: Solver,
-        inner: Solver,
+        solver: Sinkhorn,
+        inner: Sinkhorn,
         epsilon: Positive = 1.0,
         debiased: bool = True,
         relaxation: Annotated[float, Gt(0), Lt(2)] = 1.0,
@@ -103,6 +127,7 @@ class EntropicTransport(SteppedModule):
 
     def check(self, data: InMemoryData) -> None:
         """Refuse data that are no pair of Gaussians, or of another dimension than the nets'."""
+        super().check(data)
         if not isinstance(data, GaussianPair):
             raise Refusal(
                 "data._target_ must make a lab.data.measures.GaussianPair: EntropicTransport trains on no other"

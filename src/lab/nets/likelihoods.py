@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lab.nets.layers import softplus
 from lab.types import Positive
 
 
@@ -50,28 +50,3 @@ class Bernoulli(nn.Module):
     def mean(self, output: Tensor) -> Tensor:
         """E[x|z]"""
         return output.sigmoid()
-
-
-def softplus(x: Tensor) -> Tensor:
-    """ln(1 + eˣ), to the rounding of 1. (…) → (…)
-
-    `torch.nn.functional.softplus` on a CPU takes ln(1 + ·) one element after the other, ten times as long.
-    """
-    return _Softplus.apply(x)
-
-
-class _Softplus(torch.autograd.Function):
-    """max(x, 0) + ln(1 + e^−|x|); its derivative is 1/(1 + e⁻ˣ)."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(min=0) + (-x.abs()).exp().add_(1).log_()
-
-    @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grads[0] * x.sigmoid()

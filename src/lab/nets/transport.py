@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from lab.random import generator, normal, uniform
+from lab.nets.layers import linear, softplus
+from lab.random import generator, normal
 from lab.types import NonNegativeInt, PositiveInt
 
 
 class Potential(nn.Module):
     """f: ℝᵈ → ℝ with two hidden layers of softplus units: as smooth as the potentials of entropic transport are.
-
-    Weights and biases start uniform within ±1/√inputs.
 
     Args:
         name: tells apart the draws of two potentials with the same seed.
@@ -22,19 +19,16 @@ class Potential(nn.Module):
 
     def __init__(self, d: PositiveInt, hidden: PositiveInt = 64, seed: NonNegativeInt = 0, name: str = "f") -> None:
         super().__init__()
-        draw = generator(seed, "Potential", name)
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((d, hidden), (hidden, hidden), (hidden, 1)):
-            layer = nn.Linear(inputs, outputs, device="meta")
-            for key, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-                setattr(layer, key, nn.Parameter((2 * uniform(draw, *shape) - 1) / math.sqrt(inputs)))
-            layers += [layer, nn.Softplus()]
-        self.d, self.layers = d, nn.Sequential(*layers[:-1])
+        self.d, draw = d, generator(seed, "Potential", name)
+        sizes = ((d, hidden), (hidden, hidden), (hidden, 1))
+        self.layers = nn.ModuleList(linear(draw, inputs, outputs) for inputs, outputs in sizes)
         self.to(torch.get_default_dtype())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) → (...)"""
-        return self.layers(x).squeeze(-1)
+        first, second, last = self.layers
+        value: Tensor = last(softplus(second(softplus(first(x)))))
+        return value.squeeze(-1)
 
 
 class AffineMap(nn.Module):

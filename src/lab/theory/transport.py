@@ -221,9 +221,10 @@ def _newton(cost: Matrix, a: Matrix, b: Matrix, epsilon: float, z: Matrix, targe
 
 
 def birkhoff_rate(cost: Matrix, epsilon: float) -> float:
-    """tanh²(Δ/4), Δ = max (C_ik + C_jl − C_jk − C_il)/ε: in Hilbert's metric each iteration contracts at least so.
+    """tanh²(Δ/4), Δ = max (C_ik + C_jl − C_jk − C_il)/ε: a step is at most so many times the one before.
 
-    Multiplication by K = exp(−C/ε) contracts by tanh(Δ/4), and an iteration multiplies by K and by Kᵀ.
+    Steps are measured in Hilbert's metric. Multiplication by K = exp(−C/ε) contracts it by tanh(Δ/4), and an
+    iteration multiplies by K and by Kᵀ.
 
     (Birkhoff 1957; Franklin & Lorenz 1989, Thm 4; Peyré & Cuturi 2019, Thm 4.1 and 4.2.)
     """
@@ -234,6 +235,8 @@ def birkhoff_rate(cost: Matrix, epsilon: float) -> float:
 
 def optimal_relaxation(rho: float) -> float:
     """ω* = 2/(1 + √(1 − ρ)), under which Sinkhorn's iteration goes fastest: by ω* − 1 a step instead of ρ.
+
+    The optimum that the sweep `over_relaxation` is to find.
 
     (Young 1954; Thibault, Chizat, Dossal & Papadakis 2021, §4; Lehmann et al. 2021, Thm 2.)
     """
