@@ -3,9 +3,9 @@
 Two clouds of n points in the plane with uneven weights, squared distances divided by their greatest, one ε for
 everyone. Timed is all between the cost matrix (geomloss: the points) in memory and a plan in memory whose marginals
 are off by at most 1e-9, ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁, in float64; that is verified on each plan, outside the clock. Stopping
-rules differ
-(POT looks at one marginal in ‖·‖₂ every tenth iteration, OTT at one in ‖·‖₁ every tenth, geomloss makes as many
-iterations as its schedule has), so everyone stops at the loosest setting that reaches the target, found beforehand.
+rules differ (POT looks at one marginal in ‖·‖₂ every tenth iteration, OTT at one in ‖·‖₁ every tenth, geomloss makes as
+many iterations as its schedule has), so everyone stops at the loosest setting that reaches the target, found
+beforehand.
 
 Everyone works in a process of their own with the same number of threads; OTT compiles before the clock starts. Methods
 that compute in the log domain are timed too: they are what works where ε is small, and several times slower here.
