@@ -154,7 +154,7 @@ def work(name: str, root: Path, source: str, threads: int) -> None:
             worker.model.draw(int(numbers[0]), draw, worker.model.sampler, int(numbers[1]), torch.float32)
             answer = time.perf_counter() - started
         else:
-            answer = worker.model.bits(worker.data)
+            answer, _ = worker.model.bits(worker.data)
         print(json.dumps(answer), file=out, flush=True)
 
 
