@@ -273,12 +273,21 @@ class Integrator(_ByODE):
         atol=400**0.5 * NATS / 10,
         norm=True,
     )
+    most = 8.0
+    """The log-SNR at which densities are taken."""
 
     def __init__(self, steps: PositiveInt = 48) -> None:
         super().__init__(400, steps)
 
+    def check(self, data: GaussianMixture, model: Diffusion) -> None:
+        super().check(data, model)
+        if model.schedule.most != self.most:
+            raise Refusal(
+                f"model.schedule.most={model.schedule.most:g} must be {self.most:g}, where this claim's ODE ends"
+            )
+
     def predict(self, data: GaussianMixture) -> Quantity:
-        return Quantity(mixture.log_density(mixture.blurred(data.law, 8.0), data.fresh(self.draws, "Integrator")))
+        return Quantity(mixture.log_density(mixture.blurred(data.law, self.most), data.fresh(self.draws, "Integrator")))
 
     def measure(self, run: Run) -> Quantity:
         def velocity(x: Tensor, log_snr: Tensor) -> Tensor:
