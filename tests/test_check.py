@@ -95,6 +95,18 @@ def test_what_is_right_is_accepted(override: str, tmp_path: Path) -> None:
         ("claims.projector.kk=3", ["claims.projector.kk=3", "did you mean 'claims.projector.k'?"]),
         ("logger.wandb.projct=x", ["logger.wandb.projct=x", "did you mean 'logger.wandb.project'?"]),
         ("callbacks.progres.every=3", ["callbacks.progres", "did you mean 'callbacks.progress'?"]),
+        # under the wrong parent
+        ("model.k=1", ["unknown key model.k=1, did you mean 'k' or 'model.net.k'?; Reconstruction takes optimizer"]),
+        ("model.lr=1", ["unknown key model.lr=1, did you mean 'model.optimizer.lr'?"]),
+        ("model.weight_decay=1", ["did you mean 'model.optimizer.weight_decay'?"]),  # in a signature, in no file
+        ("model.optimizr.lr=1", ["did you mean 'model.optimizer'?"]),
+        ("max_steps=3", ["unknown key max_steps=3, did you mean 'trainer.max_steps'?; allowed: callbacks"]),
+        ("max_epochs=3", ["unknown key max_epochs=3; allowed: callbacks"]),  # the lab's own to set
+        ("optimizer.lr=3", ["unknown key optimizer={", "did you mean 'model.optimizer'?"]),
+        ("lr=1 data.lr=2", ["unknown key lr=1, did you mean 'model.optimizer.lr'?"]),  # not the other wrong one
+        ("sweep_dir=x", ["unknown key sweep_dir=x, did you mean 'hydra.sweep.dir'?"]),
+        ("n_jobs=2", ["unknown key n_jobs=2, did you mean 'hydra.launcher.n_jobs'?"]),
+        ("n_trials=2", ["unknown key n_trials=2, did you mean 'hydra.sweeper.n_trials'?"]),
         ("model.optimizer._partial=true", ["model.optimizer._partial=true"]),
         ("model.optimizer._prtial_=true", ["model.optimizer._prtial_=true", "did you mean '_partial_'?"]),
         # targets

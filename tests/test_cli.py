@@ -118,6 +118,7 @@ def test_help_of_a_verb(lab: Lab, verb: str) -> None:
         ),
         (("seed=1",), ["no experiment", *experiments()]),
         ((PCA, "model.net.kk=3"), ["unknown key model.net.kk=3", "did you mean 'model.net.k'?"]),
+        ((PCA, "-m", "model.k=1,2"), ["unknown key model.k=1", "did you mean 'k' or 'model.net.k'?"]),
         ((PCA, "callbacks.progres.x=1"), ["callbacks.progres", "did you mean 'callbacks.progress'?"]),
         ((PCA, "model.net.k=many"), ["model.net.k=many", "an integer ≥ 1"]),
         ((PCA, "k=0"), ["k=0 (model.net.k is ${k})", "≥ 1"]),

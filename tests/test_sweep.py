@@ -49,6 +49,8 @@ def test_a_group_is_swept_as_well() -> None:
     [
         ("model.net.k=2,a", "model.net.k=a is not allowed: an integer"),
         ("model.net.kk=2,4", "unknown key model.net.kk=2, did you mean 'model.net.k'?"),
+        ("model.k=1,2,4,8", "unknown key model.k=1, did you mean 'k' or 'model.net.k'?"),
+        ("n_jobs=2", "unknown key n_jobs=2, did you mean 'hydra.launcher.n_jobs'?"),
         ("model.optimizer.lr=interval(0.1,1)", "is an interval, which a grid cannot run through"),
         ("run_dir=a,b", "a sweep sets run_dir for each of its runs"),
         ("seed=range(0)", "seed=range(0) has no value to run"),

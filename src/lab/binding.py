@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import annotated_types as at
 
-from lab.errors import Refusal, nearest, nearest_key
+from lab.errors import Refusal, UnknownKey, nearest, nearest_key
 from lab.signature import UNKNOWN, Parameter, Signature, signature
 from lab.signature.annotations import Opaque
 from lab.signature.checks import Part, refuses
@@ -204,11 +204,35 @@ def _annotation(target: str, parameter: Parameter) -> Any:
 
 
 def _refuse_unknown(key: str, node: dict[str, Any], name: str, found: Signature) -> typing.NoReturn:
-    allowed = [n for n in found.parameters if not (key == "trainer" and n in LAB_SET)]
+    allowed = _settable(key, found)
     short = node["_target_"].rpartition(".")[2]
     takes = f"{short} takes {', '.join(allowed)}" if allowed else f"{short} takes no parameters"
     close = nearest_key(join(key, name), allowed)
-    raise Refusal(f"unknown key {join(key, name)}={shown(node[name])}{close}; {takes}")
+    raise UnknownKey(join(key, name), shown(node[name]), close, takes)
+
+
+def _settable(key: str, found: Signature) -> list[str]:
+    """The parameters of the node at `key` that are not the lab's own to set."""
+    taken = LAB_SET if key == "trainer" else FILLED.get(key.partition(".")[0], {})
+    return [name for name in found.parameters if name not in taken]
+
+
+def keys(key: str, node: Any) -> Iterator[str]:
+    """The dotted keys from `key` down that may be set: of a node with a `_target_` its parameters, else its names."""
+    yield key
+    if not isinstance(node, dict):
+        return
+    names = [name for name in node if name not in _RESERVED]
+    if _is_node(node):
+        try:
+            found = signature(str(node["_target_"]))
+        except Refusal:  # of the target, which is refused where it stands
+            return
+        names = [name for name in names if found.open or name in found.parameters]
+        passed = [name for name, parameter in found.parameters.items() if parameter.required and node.get("_partial_")]
+        names += [name for name in _settable(key, found) if name not in (*node, *passed)]
+    for name in names:
+        yield from keys(join(key, str(name)), node.get(name))
 
 
 def _check_reserved(key: str, node: dict[str, Any]) -> None:

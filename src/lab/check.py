@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import annotated_types as at
 
-from lab import compose
-from lab.binding import FILLED, INSTEAD, LAB_SET, check_group, check_nulls, check_parts, check_value, shown, walk
-from lab.errors import Refusal, nearest, nearest_key
+from lab import compose, paths
+from lab.binding import (
+    FILLED,
+    INSTEAD,
+    LAB_SET,
+    check_group,
+    check_nulls,
+    check_parts,
+    check_value,
+    keys,
+    shown,
+    walk,
+)
+from lab.errors import Refusal, UnknownKey, nearest, nearest_key
 from lab.machine import check_machine
 from lab.rundir import FIGURE
 from lab.signature.checks import Part
@@ -58,6 +69,13 @@ def check_config(cfg: DictConfig) -> None:
 def check_run(cfg: DictConfig) -> dict[str, Any]:
     """Refuse what is wrong in the run that `cfg` describes; returns its controls."""
     raw = compose.plain(cfg, resolve=False, complete=False)
+    try:
+        return _check_run(cfg, raw)
+    except UnknownKey as unknown:
+        raise unknown.instead(_elsewhere(unknown.key, raw)) from None
+
+
+def _check_run(cfg: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     _check_top_level(raw)
     check_nulls("", raw)
     compose.require(cfg, _SCALARS)  # before the nodes that refer to them
@@ -109,17 +127,45 @@ def check_node(key: str, node: DictConfig) -> None:
 
 
 def _check_top_level(raw: dict[str, Any]) -> None:
-    known = compose.base_keys()
-    known |= set(_interpolated(raw)) | set(_interpolated(compose.source(raw["name"])))  # an experiment's own variables
+    known = _top_level(raw)
     for key in raw:
         if key not in known:
-            raise Refusal(
-                f"unknown key {key}={shown(raw[key])}{nearest(key, known)}; allowed: {', '.join(sorted(known))}"
-            )
+            raise UnknownKey(key, shown(raw[key]), nearest(key, known), f"allowed: {', '.join(sorted(known))}")
     for key in sorted(compose.base_keys() - raw.keys()):
         raise Refusal(
             f"{key} is missing from the composition{'; logger=none means no logger' if key == 'logger' else ''}"
         )
+
+
+def _top_level(raw: dict[str, Any]) -> set[str]:
+    """The keys that every composition has, and the experiment's own variables."""
+    return compose.base_keys() | set(_interpolated(raw)) | set(_interpolated(compose.source(raw["name"])))
+
+
+def _elsewhere(wrong: str, raw: dict[str, Any]) -> list[str]:
+    """At most two keys that end as `wrong` does, those with the shortest path: `k` and `model.net.k` for `model.k`.
+
+    A key of the top level may name several parts at once: `sweep_dir` is `hydra.sweep.dir`.
+    """
+    known = _top_level(raw)
+    there = [key for top in raw if top in known for key in keys(top, raw[top])]
+    there += ["hydra.sweep.dir", *_of_sweeps("launcher"), *_of_sweeps("sweeper")]
+    wanted = wrong.rpartition(".")[2]
+    found = [key for key in dict.fromkeys(there) if key != wrong and wanted in _endings(key)]
+    part = wrong.partition(".")[0]
+    return sorted(found, key=lambda key: (key.count("."), key.partition(".")[0] != part, len(key)))[:2]
+
+
+def _endings(key: str) -> list[str]:
+    """What may be written for a dotted key without knowing all of it: `dir`, `sweep_dir`, `hydra_sweep_dir`."""
+    parts = key.split(".")
+    return ["_".join(parts[i:]) for i in range(len(parts))]
+
+
+def _of_sweeps(part: str) -> Iterator[str]:
+    """What Hydra's launcher or sweeper takes, whichever of ours that is."""
+    for path in sorted((paths.CONF / "hydra" / part).glob("*.yaml")):
+        yield from list(keys(f"hydra.{part}", compose.read(path)))[1:]
 
 
 def _interpolated(node: Any) -> Iterator[str]:

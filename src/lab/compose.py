@@ -139,7 +139,7 @@ def lineage(name: str, above: tuple[str, ...] = ()) -> tuple[str, ...]:
     path = paths.CONF / "experiment" / f"{name}.yaml"
     if name in above:
         raise Refusal(f"{_relative(path)} builds on itself: {' → '.join((*above, name))}")
-    defaults = (_yaml(path).get("defaults") or []) if path.is_file() else []
+    defaults = (read(path).get("defaults") or []) if path.is_file() else []
     bases = [entry.rpartition("/")[2] for entry in defaults if isinstance(entry, str) and entry != "_self_"]
     return (name, *(ancestor for base in reversed(bases) for ancestor in lineage(base, (*above, name))))
 
@@ -148,7 +148,7 @@ def _check_files(experiment: str) -> None:
     """Refuse an experiment's own files, and those it builds on, where Hydra would read them as something else."""
     for name in lineage(experiment):
         path = paths.CONF / "experiment" / f"{name}.yaml"
-        said = _yaml(path)
+        said = read(path)
         if not said:
             raise Refusal(
                 f"{_relative(path)} is empty: an experiment says name, title, chapter, data, model and claims"
@@ -187,7 +187,7 @@ def _merged(name: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for ancestor in reversed(lineage(name)):
         path = paths.CONF / "experiment" / f"{ancestor}.yaml"
-        merged = _merge(merged, _yaml(path) if path.is_file() else {})
+        merged = _merge(merged, read(path) if path.is_file() else {})
     return merged
 
 
@@ -201,7 +201,7 @@ def _taken_out(name: str) -> Iterator[tuple[str, str]]:
 
 def base_keys() -> set[str]:
     """The top-level keys that every composition has: those of conf/config.yaml."""
-    config = _yaml(paths.CONF / "config.yaml")
+    config = read(paths.CONF / "config.yaml")
     groups = {
         key.split("@")[0]
         for entry in config.pop("defaults", [])
@@ -233,7 +233,8 @@ def _text(path: Path) -> Any:
         raise Refusal(f"{_relative(path)} cannot be read: {error}") from None
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a configuration file says; a Refusal where it says no mapping."""
     content = _text(path)
     if content is not None and not isinstance(content, dict):
         raise Refusal(f"{_relative(path)} must be a mapping of keys to values")

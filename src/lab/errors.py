@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 HOLDS, CRASHED, REFUSED, REFUTED = 0, 1, 2, 3
 """Exit codes of a run; one stopped by a signal exits with 128 + the signal's number."""
@@ -22,6 +22,25 @@ class Refusal(Exception):
         if re.match(r"\w+(\.\w+)+[ =]", line):
             return self
         return Refusal(f"{key}.{line}" if re.match(r"\w+=", line) else f"{key}: {line}")
+
+
+class UnknownKey(Refusal):
+    """A key that is not among those of its node, and what is.
+
+    Args:
+        key: dotted, with `found` as its value.
+        close: what `nearest` says of those beside it.
+        allowed: the rest of the line.
+    """
+
+    def __init__(self, key: str, found: str, close: str, allowed: str) -> None:
+        super().__init__(f"unknown key {key}={found}{close}; {allowed}")
+        self.key, self.found, self.allowed = key, found, allowed
+
+    def instead(self, others: Sequence[str]) -> UnknownKey:
+        """This refusal with keys that stand elsewhere in the place of those beside it; without any, as it is."""
+        close = f", did you mean {' or '.join(map(repr, others))}?"
+        return UnknownKey(self.key, self.found, close, self.allowed) if others else self
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
