@@ -21,6 +21,7 @@ from lab.compare.load import Loaded, load
 from lab.compare.page import POINTS, page, thinned
 from lab.compare.table import Comparison, cell, text
 from lab.errors import Refusal
+from lab.wandb_server import STEP
 
 Make = Callable[..., Path]
 
@@ -30,11 +31,20 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Writes a run directory as another machine's lab would have left it."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str, seed: int = 0, k: int = 4, *, measured: float | None = 1.0, **config: Any) -> Path:
+    def run(
+        name: str,
+        seed: int = 0,
+        k: int = 4,
+        *,
+        measured: float | None = 1.0,
+        experiment: str = "pca",
+        claims: int = 0,
+        **config: Any,
+    ) -> Path:
         path = Path(name)
         path.mkdir(parents=True)
         frozen = {
-            "name": "pca",
+            "name": experiment,
             "seed": seed,
             "k": k,
             "model": {"net": {"k": k, "seed": seed}},
@@ -43,7 +53,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         (path / "config.yaml").write_text(yaml.safe_dump(frozen))
         claim = {"name": "error", "relation": "equal", "predicted": 1.0, "measured": measured, "standard_error": 0.0}
         claim |= {"tolerance": 0.5, "difference": 0.0, "holds": measured == 1.0, "of another version": [1, 2]}
-        record = {"experiment": "pca", "chapter": 3, "holds": True, "claims": [claim]}
+        more = [claim | {"name": f"{experiment}_claim_with_a_long_name_{i}"} for i in range(claims)]
+        record = {"experiment": experiment, "chapter": 3, "holds": True, "claims": more or [claim]}
         record["provenance"] = {"seed": seed, "seconds": 2.0 + seed}
         (path / "verdict.json").write_text(json.dumps(record))
         (path / "metrics.csv").write_text(f"step,loss/net,loss/other\n0,10.0,1.0\n50,{k + seed},{seed}\n")
@@ -200,6 +211,31 @@ def test_by_what_runs_are_compared(
     assert (row.compared, row.objective) == (compared, value)
 
 
+@pytest.mark.parametrize(
+    ("names", "metric"),
+    [
+        (["loss/tall", "loss/small", "kl/net"], "loss/small"),
+        (["loss/fixed", "loss/net"], "loss/net"),
+        (["loss/net", "loss"], "loss"),
+        (["gradient_norm", "accuracy"], "accuracy"),
+        ([], "claim/error/measured"),
+    ],
+)
+def test_the_default_metric_is_that_of_the_names_whatever_the_source(make: Make, names: list[str], metric: str) -> None:
+    """metrics.csv has the order of the model, wandb's files that of the alphabet, a server any."""
+    path = make("a", objective=None)
+    (path / "metrics.csv").write_text(
+        "".join(f"{','.join([*line])}\n" for line in (["step", *names], "0" * (len(names) + 1)))
+    )
+    summary = {f"claim/{name}/{key}": v for name in ("error", "zeta") for key, v in (("holds", True), ("measured", 1))}
+    found = load(["a"])
+    for order in (names, sorted(names), names[::-1]):
+        row = {"_step": 0, STEP: 0} | dict.fromkeys(order, 1.0)
+        told = {"config": {"name": "pca", "objective": None}, "summary": dict(reversed(summary.items()))}
+        found.append(from_wandb.loaded("b", "x", **told, history=[row], state="done", reason="", id_="i"))
+    assert [Comparison([run]).metric for run in found] == [metric] * 4
+
+
 def test_the_command_prints_and_writes(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("a"), make("b", 1, measured=3.0), make("c", 2, measured=None)
     assert main(["a", "b", "c", "--csv", "t.csv", "--html", "p.html"]) == 0
@@ -229,17 +265,52 @@ def test_a_run_without_the_metric_is_not_one_that_diverged(make: Make, capsys: p
     assert "<td>–</td>" in re.sub(r"<td[^>]*>", "<td>", Path("p.html").read_text())
 
 
-def test_a_narrow_terminal_gets_the_claims_one_after_the_other(
+def test_a_table_is_laid_out_for_the_width_there_is(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make("a")
-    record = json.loads((path / "verdict.json").read_text())
-    record["claims"] = [record["claims"][0] | {"name": f"a_claim_with_a_long_name_{i}"} for i in range(9)]
-    (path / "verdict.json").write_text(json.dumps(record))
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("lab.table.stdout", lambda _: __import__("rich.console").console.Console(width=80))
-    main(["a"])
-    assert len(re.findall(r"a_claim_with_a_long_name_\d +a +✓ 1", capsys.readouterr().out)) == 9
+    """A line a run where all claims fit beside each other, else a line a claim, else one for each of each run."""
+    make("a", claims=9), make("b", 1, claims=9)
+    for width, line in (
+        ("400", r"^ *a( +✓ 1\.0+ = 1\.0+){9} *$"),
+        (None, r"^ *pca_claim_with_a_long_name_8( +✓ 1\.0+ = 1\.0+){2} *$"),
+        ("60", r"^ *pca_claim_with_a_long_name_8 +a +✓ 1\.0+ = 1\.0+ *\n +b +✓ 1\.0+ = 1\.0+ *$"),
+    ):
+        monkeypatch.setenv("COLUMNS", width) if width else monkeypatch.delenv("COLUMNS", raising=False)
+        main(["a", "b"])
+        assert re.search(line, capsys.readouterr().out, re.MULTILINE), width
+
+
+def test_each_experiment_has_tables_of_its_own(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other experiments' claims and keys do not widen them, and each is compared by its own metric."""
+    names = ("linear", "pca", "vae", "diffusion", "sinkhorn", "gnn", "transformer")
+    for name in names:
+        for seed in range(2):
+            run = make(f"{name}{seed}", seed, experiment=name, claims=9, objective=None, **{f"only_{name}": seed})
+            (run / "metrics.csv").write_text(f"step,loss/{name}\n0,1.0\n9,0.5\n")
+    main([*(f"{name}{seed}" for name in names for seed in range(2)), "--csv", "t.csv", "--html", "p.html"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    assert out.count(" claims held ") == 7
+    for name in names:
+        part = out.partition(f"2 runs of {name}, 2 of 2 judged hold\n")[2].partition(" runs of ")[0]
+        assert re.search(rf"^ *run +seed +loss/{name} +claims held", part, re.MULTILINE)
+        assert {found[1] for found in re.finditer(r"(\w+)_claim_with", part)} == {name}
+    assert "14 runs of 7 experiments, 14 of 14 judged hold" in out
+    rows = list(csv.DictReader(Path("t.csv").read_text().splitlines()))
+    assert [row["objective"] for row in rows] == ["0.5"] * 14
+    html = Path("p.html").read_text()
+    assert [html.count(f'<table id="claims{part}"') for part in ("", "-2", "-7", "-8")] == [1, 1, 1, 0]
+
+
+def test_a_key_and_a_metric_of_one_experiment_leave_the_others_without(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("a", width=3), make("b", 1, width=4), make("c", experiment="vae", claims=1)
+    main(["a", "b", "c", "--by", "width", "--metric", "claim/error"])
+    first, _, second = capsys.readouterr().out.partition("1 run of vae")
+    assert re.search(r"^ *width +claim/error +claims held", first, re.MULTILINE)
+    assert re.search(r"^ *4 +1 +1/1", first, re.MULTILINE)
+    assert re.search(r"^ *– +– +1/1", second, re.MULTILINE)
 
 
 def test_nothing_in_a_record_steers_the_terminal(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ pytestmark = [
 ]
 
 
-def runs(evil: str = "") -> list[Loaded]:
+def runs(evil: str = "", experiment: str = "pca", claims: int = 1) -> list[Loaded]:
     found = []
     for k, seed in ((8, 0), (2, 0), (16, 0), (2, 1)):
         curve = [k * math.exp(-step / 20) + 0.01 for step in range(200)]
         other = [math.nan if step > 150 else float(step % 7) for step in range(200)]
         steps = [float(step) for step in range(200)]
-        claim = Claim(f"error{evil}", 1.0, 1.0 + k / 100, 0.0, 0.1, k < 16, "equal")
-        config = {"name": "pca", "k": k, "seed": seed, "note": evil if k == 16 else "plain"}
+        names = [f"error{evil}", *(f"claim_{i}" for i in range(1, claims))]
+        judged = tuple(Claim(name, 1.0, 1.0 + k / 100, 0.0, 0.1, k < 16, "equal") for name in names)
+        config = {"name": experiment, "k": k, "seed": seed, "note": evil if k == 16 else "plain"}
         curves = {"loss/net": (steps, curve), f"loss/other{evil}": (steps, other)}
-        found.append(Loaded(f"k={k},seed={seed}{evil}", Path("x"), "done", config, {}, (claim,), curves, 1.5 * k))
+        found.append(Loaded(f"k={k},seed={seed}{evil}", Path("x"), "done", config, {}, judged, curves, 1.5 * k))
     return found
 
 
@@ -187,4 +189,22 @@ def test_what_a_record_says_is_shown_and_never_run(opened: Callable[..., Page]) 
     page = opened(runs(evil))
     assert page.driver.title == "4 runs of pca, 3 of 4 judged hold"
     assert evil in page.column("runs", 0)[0]
+    assert page.complaints() == []
+
+
+def test_each_experiment_has_curves_and_tables_of_its_own(opened: Callable[..., Page]) -> None:
+    """Its claims are lines where they are more than its runs, and the tables of one are sorted by themselves."""
+    mine, others = runs(), [replace(run, name=f"vae {run.name}") for run in runs("", "vae", claims=6)[:2]]
+    page = opened([*mine, *others])
+    assert page.js("[...document.querySelectorAll('h2, nav a')].map(h => h.textContent)") == ["pca", "vae"] * 2
+    page.wait(lambda: page.js("document.querySelectorAll('#curves-2 .scatterlayer .trace').length") == 2)
+    assert page.js("document.querySelectorAll('#curves .scatterlayer .trace').length") == 4
+    assert page.js("[...document.querySelectorAll('#claims-2 th')].map(h => h.textContent)") == [
+        "claim", "vae k=8,seed=0", "vae k=2,seed=0",
+    ]  # fmt: skip
+    assert page.column("claims-2", 0) == ["error", *(f"claim_{i}" for i in range(1, 6))]
+    page.sort("runs-2", 1)
+    assert page.column("runs-2", 0) == ["vae k=2,seed=0", "vae k=8,seed=0"]
+    assert page.column("runs", 0)[0] == "k=8,seed=0"
+    assert page.js("document.body.scrollWidth <= window.innerWidth")
     assert page.complaints() == []

@@ -257,6 +257,11 @@ def test_a_project_on_a_server(made: Path, lab: Lab, tmp_path: Path, serve: Call
     ("failure", "said", "seconds"),
     [
         ("no key", r"no key for http://\S+ is configured: wandb login sets one, or WANDB_API_KEY", 20),
+        (
+            "offline",
+            r"WANDB_MODE is offline, so no server is asked: set WANDB_MODE=online, and WANDB_API_KEY where",
+            20,
+        ),
         ("refused", r"cannot be reached \(ConnectionRefusedError", 20),
         ("silent", r"does not answer or refuses the key", 40),
         ("no project", r"cannot be read: ValueError: Could not find project lab", 20),
@@ -273,6 +278,8 @@ def test_a_server_that_does_not_help_is_one_line(
             listener.close()
         if failure in ("refused", "silent"):
             env |= {"WANDB_BASE_URL": url}
+        if failure == "offline":
+            env |= {"WANDB_MODE": "offline"}
         if failure == "no key":
             del env["WANDB_API_KEY"]
         begin = time.monotonic()

@@ -10,7 +10,8 @@ from pathlib import Path
 from lab import paths
 from lab.cli.arguments import Arguments
 from lab.compare.load import load
-from lab.compare.table import Comparison, print_comparison
+from lab.compare.table import Comparison
+from lab.compare.terminal import print_comparison
 from lab.errors import HOLDS, Refusal
 from lab.machine import check_output
 
@@ -19,7 +20,11 @@ Compare runs: what differs between their configs, what came out, curves over eac
 
 A run is a run directory, a sweep's folder, a folder that holds either, one of wandb's offline folders or .wandb files,
 a quoted pattern of such paths, or wandb://entity/project[?filters] for runs on a wandb server; filters are key=value
-joined by & (state=finished, config.seed=0) or a JSON object with MongoDB's operators."""
+joined by & (state=finished, config.seed=0) or a JSON object with MongoDB's operators.
+
+Runs of several experiments are compared within each of them. Without --metric they are compared by the objective that
+the first run with one names; else by the loss: loss, loss/net or the first loss by its name; else by the first curve by
+its name; else by the first claim's measurement. So it is for run directories, wandb's files and its server alike."""
 
 
 def main(argv: list[str]) -> int:
@@ -34,9 +39,7 @@ def main(argv: list[str]) -> int:
         metavar="key",
         help="group runs that agree in these keys of the config: mean ± SE",
     )
-    arguments.add_argument(
-        "--metric", help="a column of metrics.csv or claim/<name>[/<number>]; default: the objective, or the first loss"
-    )
+    arguments.add_argument("--metric", help="a column of metrics.csv or claim/<name>[/<number>]; default: see above")
     arguments.add_argument("--html", type=Path, metavar="FILE", help="write one page that needs nothing else")
     arguments.add_argument("--csv", type=Path, metavar="FILE", help="write the table, a line a run")
     arguments.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from lab.claim import Floats
 from lab.compare.load import Curve
@@ -23,16 +23,18 @@ _CM = 1 / 2.54
 
 
 def draw(comparison: Comparison) -> Figure:
-    """The metric's curves, coloured by group, with the mean where a group's runs share their steps."""
+    """Of each experiment the metric's curves, coloured by group, with the mean where its runs share their steps."""
+    parts = comparison.parts
     with style():
-        figure = Figure(figsize=(17 * _CM, 9 * _CM))
+        figure = Figure(figsize=(17 * _CM, 9 * _CM * len(parts)))
         FigureCanvasAgg(figure)
-        ax = figure.subplots()
-        if any(comparison.metric in run.curves for run in comparison.runs):
-            _curves(figure, ax, comparison)
-        else:
-            _claim(figure, ax, comparison)
-        figure.suptitle(comparison.title(), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+        for place, part in zip(figure.subfigures(len(parts), 1, squeeze=False)[:, 0], parts, strict=True):
+            ax = place.subplots()
+            if any(part.metric in run.curves for run in part.runs):
+                _curves(place, ax, part)
+            else:
+                _claim(place, ax, part)
+            place.suptitle(part.title(), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     return figure
 
 
@@ -51,7 +53,7 @@ def spread_over_decades(curves: Sequence[Curve]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > 30 * min(finite)
 
 
-def _curves(figure: Figure, ax: Axes, comparison: Comparison) -> None:
+def _curves(figure: SubFigure, ax: Axes, comparison: Comparison) -> None:
     drawn: list[Curve] = []
     for i, group in enumerate(comparison.groups):
         colour = COLOURS[i % len(COLOURS)]
@@ -76,7 +78,7 @@ def _curves(figure: Figure, ax: Axes, comparison: Comparison) -> None:
         figure.legend(loc="outside right upper")
 
 
-def _claim(figure: Figure, ax: Axes, comparison: Comparison) -> None:
+def _claim(figure: SubFigure, ax: Axes, comparison: Comparison) -> None:
     """A point a run, a bar of theory behind each group; rings around what was refuted."""
     name = comparison.metric.removeprefix("claim/").partition("/")[0]
     names = [comparison.name(group) for group in comparison.groups]

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from lab import __version__
 from lab.compare.figure import COLOURS, mean_curve, spread_over_decades
 from lab.compare.load import Curve
-from lab.compare.table import Comparison, cells, text
+from lab.compare.table import Cell, Comparison, cells, text
 from lab.figures.panel import INK
 from lab.rundir import write_atomically
 from lab.sweep.results import ABSENT
@@ -32,28 +32,43 @@ def write(comparison: Comparison, path: Path) -> None:
 
 
 def page(comparison: Comparison) -> str:
-    """The page's text."""
+    """The page's text: of each experiment its curves, runs and claims."""
     template = string.Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    by = f"Grouped by {', '.join(comparison.by)}. " if comparison.by else ""
+    parts = comparison.parts
+    named = len(parts) > 1
+    heads = [html.escape(part.runs[0].experiment or "no experiment") for part in parts]
+    links = "\n".join(f'<a href="#{_id("part", i)}">{head}</a>' for i, head in enumerate(heads))
+    drawn = [any(run.curves for run in part.runs) for part in parts]
+    bodies = []
+    for i, (part, head) in enumerate(zip(parts, heads, strict=True)):
+        heading = f'<h2 id="{_id("part", i)}">{head}</h2>\n' if named else ""
+        curves = _curves(part, i, load=not any(drawn[:i])) if drawn[i] else ""
+        bodies.append(f"{heading}<p>{_by(part)}</p>\n{curves}\n{_runs(part, i)}\n{_claims(part, i)}")
     return template.substitute(
         title=html.escape(comparison.title()),
-        subtitle=html.escape(f"{by}Compared by {comparison.metric or 'nothing: no run has a curve or a claim'}."),
-        curves=_curves(comparison),
-        runs=_runs(comparison),
-        claims=_claims(comparison),
+        parts="\n".join([f"<nav>{links}</nav>", *bodies] if named else bodies),
         version=html.escape(__version__),
         day=time.strftime("%Y-%m-%d"),
     )
 
 
+def _by(part: Comparison) -> str:
+    by = f"Grouped by {', '.join(part.by)}. " if part.by else ""
+    return html.escape(f"{by}Compared by {part.metric or 'nothing: no run has a curve or a claim'}.")
+
+
+def _id(what: str, part: int) -> str:
+    """Of an element of the part: `runs`, `runs-2`, …"""
+    return f"{what}-{part + 1}" if part else what
+
+
 # -------------------------------------------------------------------------------------------------------------- curves
 
 
-def _curves(comparison: Comparison) -> str:
+def _curves(comparison: Comparison, part: int, *, load: bool) -> str:
+    """The curves; with `load` plotly itself before them."""
     names = list(dict.fromkeys(name for run in comparison.runs for name in run.curves))
     names.sort(key=lambda name: name != comparison.metric)
-    if not names:
-        return ""
     figure = go.Figure()
     owner: list[str] = []
     for name in names:
@@ -110,8 +125,8 @@ def _curves(comparison: Comparison) -> str:
     )
     plot = figure.to_html(
         full_html=False,
-        include_plotlyjs=True,
-        div_id="curves",
+        include_plotlyjs=load,
+        div_id=_id("curves", part),
         config={
             "displaylogo": False,
             "responsive": True,
@@ -122,7 +137,7 @@ def _curves(comparison: Comparison) -> str:
         },
     )
     hint = "Drag to zoom, double-click to zoom out, click a name to hide its curve, double-click to see it alone."
-    return f'<h2>Curves</h2>\n<p>{hint}</p>\n<div class="curves">{plot}</div>'
+    return f'<h3>Curves</h3>\n<p>{hint}</p>\n<div class="curves">{plot}</div>'
 
 
 def _traces(comparison: Comparison, name: str) -> Iterator[Any]:
@@ -176,7 +191,7 @@ def thinned(curve: Curve, most: int = POINTS) -> tuple[list[float], list[float |
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def _runs(comparison: Comparison) -> str:
+def _runs(comparison: Comparison, part: int) -> str:
     keys = list(dict.fromkeys([*comparison.by, *comparison.differing]))
     header = ["run", *keys, comparison.metric or "–", "claims held", "seconds", "state"]
     lines = []
@@ -200,32 +215,36 @@ def _runs(comparison: Comparison) -> str:
                 _td(state),
             ]
         )
-    return _table("runs", header, lines, numeric={len(keys) + 1, len(keys) + 2, len(keys) + 3})
+    table = _table(_id("runs", part), header, lines, numeric={len(keys) + 1, len(keys) + 2, len(keys) + 3})
+    return f'<h3>Runs</h3>\n<p>A click on a column\'s name sorts by it.</p>\n<div class="scroll">{table}</div>'
 
 
-def _claims(comparison: Comparison) -> str:
+def _claims(comparison: Comparison, part: int) -> str:
+    """A line a run or group, or where there are fewer of these than claims a line a claim."""
     if not comparison.claims:
         return ""
-    lines = []
-    for name, across in cells(comparison):
-        line = [_td(name)]
-        for found in across:
-            if found is None:
-                line.append(_td(""))
-                continue
-            tip = html.escape(f"allowed difference {found.allowed}")
-            value = found.measured.partition(" ")[0]
-            line.append(
-                f'<td class="{"good" if found.holds else "bad"}" title="{tip}" data-value="{html.escape(value)}">'
-                f"{html.escape(str(found))}</td>"
-            )
-        lines.append(line)
-    first = "group" if comparison.by else "run"
+    lines = list(cells(comparison))
+    groups, claims = [name for name, _ in lines], comparison.claims
+    table = [list(across) for _, across in lines]
+    names, header, first = groups, claims, "group" if comparison.by else "run"
+    if len(groups) < len(claims):
+        names, header, first = claims, groups, "claim"
+        table = [list(column) for column in zip(*table, strict=True)]
+    rows = [[_td(name), *map(_claim, row)] for name, row in zip(names, table, strict=True)]
     hint = (
         "Measured and predicted, and how many runs hold where several are grouped; the tip has the allowed difference."
     )
-    table = _table("claims", [first, *comparison.claims], lines, numeric=set())
-    return f'<h2>Claims</h2>\n<p>{hint}</p>\n<div class="scroll">{table}</div>'
+    claimed = _table(_id("claims", part), [first, *header], rows, numeric=set())
+    return f'<h3>Claims</h3>\n<p>{hint}</p>\n<div class="scroll">{claimed}</div>'
+
+
+def _claim(found: Cell | None) -> str:
+    if found is None:
+        return _td("")
+    tip = html.escape(f"allowed difference {found.allowed}")
+    value = html.escape(found.measured.partition(" ")[0])
+    colour = "good" if found.holds else "bad"
+    return f'<td class="{colour}" title="{tip}" data-value="{value}">{html.escape(str(found))}</td>'
 
 
 def _table(id_: str, header: Sequence[str], lines: Sequence[Sequence[str]], numeric: set[int]) -> str:

@@ -48,40 +48,42 @@ def report(comparison: Comparison, entity: str, project: str) -> Any:
     from wandb_workspaces import expr
 
     panels: list[Any] = []
-    curves = [run.curves[comparison.metric] for run in comparison.runs if comparison.metric in run.curves]
-    if curves:
-        grouped = (
-            {"groupby": wr.Config(comparison.by[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-            if comparison.by
-            else {}
-        )
-        panels.append(
-            wr.LinePlot(
-                title=comparison.metric,
-                x=STEP,
-                y=[comparison.metric],
-                log_y=spread_over_decades(curves),
-                layout=wr.Layout(w=24, h=10),
-                **grouped,
+    grouped = (
+        {"groupby": wr.Config(comparison.by[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+        if comparison.by
+        else {}
+    )
+    for metric in dict.fromkeys(part.metric for part in comparison.parts):
+        if curves := [run.curves[metric] for run in comparison.runs if metric in run.curves]:
+            panels.append(
+                wr.LinePlot(
+                    title=metric,
+                    x=STEP,
+                    y=[metric],
+                    log_y=spread_over_decades(curves),
+                    layout=wr.Layout(y=10 * len(panels), w=24, h=10),
+                    **grouped,
+                )
             )
-        )
+    below = 10 * max(1, len(panels))
     panels += [
         wr.ScatterPlot(
             title=f"{name}: prediction and measurement",
             x=wr.SummaryMetric(f"claim/{name}/predicted"),
             y=wr.SummaryMetric(f"claim/{name}/measured"),
-            layout=wr.Layout(x=8 * (i % 3), y=10 + 8 * (i // 3), w=8, h=8),
+            layout=wr.Layout(x=8 * (i % 3), y=below + 8 * (i // 3), w=8, h=8),
         )
         for i, name in enumerate(comparison.claims)
     ]
+    tables = [_table(part) for part in comparison.parts]
     runs = wr.Runset(entity=entity, project=project, name="compared", filters=_filters(comparison, expr))
     return wr.Report(
         entity=entity,
         project=project,
         title=comparison.title(),
-        description=f"Made by lab compare, by {comparison.metric}.",
+        description=f"Made by lab compare, by {', '.join(dict.fromkeys(part.metric for part in comparison.parts))}.",
         width="fluid",
-        blocks=[wr.PanelGrid(runsets=[runs], panels=panels), wr.MarkdownBlock(text=_table(comparison))],
+        blocks=[wr.PanelGrid(runsets=[runs], panels=panels), *(wr.MarkdownBlock(text=text) for text in tables)],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.compare.load import Claim, Loaded
 from lab.errors import Refusal, nearest
-from lab.sweep.results import ABSENT, Group, Row, by_values, final, first_loss, is_there, print_table
+from lab.sweep.results import ABSENT, Group, Row, by_values, final, first_loss, is_there
 from lab.table import SIGN, number, resolution
 
 OF_ONE_RUN = ("id", "run_dir", "data_root", "title", "chapter")
@@ -28,7 +28,9 @@ class Comparison:
     Args:
         runs: of `lab.compare.load`.
         by: keys of the config; runs that agree in these are one group. None: every run stands for itself.
-        metric: a curve, whose last value counts, or `claim/<name>[/<number>]`; None: the experiment's objective.
+        metric: a curve, whose last value counts, or `claim/<name>[/<number>]`; None: of each experiment
+            the objective that its first run with one names, else the loss (`lab.sweep.results.first_loss`), else the
+            first curve and else the first claim's measurement by name. Names alone decide: wandb keeps no order.
     """
 
     def __init__(self, runs: Sequence[Loaded], by: Sequence[str] = (), metric: str | None = None) -> None:
@@ -37,24 +39,46 @@ class Comparison:
         for key in by:
             if key not in known:
                 raise Refusal(
-                    f"--by {key} is in no run's config{nearest(key, known)}; it takes keys such as {_few(known)}"
+                    f"--by {key} is in no run's config{nearest(key, known)}; it takes keys such as {few(known)}"
                 )
-        self.metric = self._metric(metric)
+        if metric is not None:
+            self._check_metric(metric)
+        self._asked = metric
 
-    def _metric(self, asked: str | None) -> str:
+    def _check_metric(self, asked: str) -> None:
         curves = list(dict.fromkeys(name for run in self.runs for name in run.curves))
         claims = [f"claim/{name}" for name in self.claims]
-        if asked is None:
-            objective = next((str(run.config["objective"]) for run in self.runs if run.config.get("objective")), "")
-            return (
-                objective or first_loss(curves) or next(iter([*curves, *(f"{name}/measured" for name in claims)]), "")
-            )
         allowed = [*curves, *claims, *(f"{name}/{number}" for name in claims for number in _NUMBERS)]
         if asked not in allowed:
-            raise Refusal(
-                f"--metric {asked} is in no run{nearest(asked, allowed)}; allowed: {_few([*curves, *claims])}"
-            )
-        return asked
+            raise Refusal(f"--metric {asked} is in no run{nearest(asked, allowed)}; allowed: {few([*curves, *claims])}")
+
+    @cached_property
+    def parts(self) -> list[Comparison]:
+        """The runs of each experiment by themselves: other experiments have other keys, curves and claims."""
+        experiments = dict.fromkeys(run.experiment for run in self.runs)
+        if len(experiments) < 2:
+            return [self]
+        return [self._part([run for run in self.runs if run.experiment == name]) for name in experiments]
+
+    def _part(self, runs: Sequence[Loaded]) -> Comparison:
+        part = Comparison(runs)
+        part.by, part._asked = self.by, self._asked  # which need not be in each part
+        return part
+
+    @cached_property
+    def metric(self) -> str:
+        """By what the runs are compared; of several experiments, what those of the first are compared by."""
+        if self._asked is not None:
+            return self._asked
+        if len(self.parts) > 1:
+            return self.parts[0].metric
+        objective = next((str(run.config["objective"]) for run in self.runs if run.config.get("objective")), "")
+        curves = sorted({name for run in self.runs for name in run.curves})
+        return (
+            objective
+            or first_loss(curves)
+            or next(iter([*curves, *(f"claim/{c}/measured" for c in sorted(self.claims))]), "")
+        )
 
     @cached_property
     def claims(self) -> list[str]:
@@ -88,17 +112,18 @@ class Comparison:
     @cached_property
     def rows(self) -> list[Row]:
         """One for each run, with everything in which it differs."""
-        return [self._row(run) for run in self.runs]
+        metrics = {run.name: part.metric for part in self.parts for run in part.runs}
+        return [self._row(run, metrics[run.name]) for run in self.runs]
 
-    def _row(self, run: Loaded) -> Row:
+    def _row(self, run: Loaded, metric: str) -> Row:
         numbers = [asdict(claim) for claim in run.claims], {name: values for name, (_, values) in run.curves.items()}
         return Row(
             run.name,
             {key: text(run.config.get(key, ABSENT)) for key in dict.fromkeys([*self.by, *self.differing])},
             run.source,
             run.state,
-            objective=final(self.metric, *numbers),
-            compared=self.metric if is_there(self.metric, *numbers) else "",
+            objective=final(metric, *numbers),
+            compared=metric if is_there(metric, *numbers) else "",
             held=sum(claim.holds for claim in run.claims),
             claims=len(run.claims),
             seconds=run.seconds,
@@ -131,9 +156,10 @@ class Comparison:
     def title(self) -> str:
         """How many runs of what, and how many of them hold."""
         experiments = list(dict.fromkeys(run.experiment for run in self.runs if run.experiment))
-        of = f" of {', '.join(experiments)}" if 0 < len(experiments) <= 3 else ""
+        named = ", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments"
         judged = [row for row in self.rows if row.claims]
-        return f"{len(self.runs)} runs{of}, {sum(row.holds for row in judged)} of {len(judged)} judged hold"
+        runs = f"{len(self.runs)} run{'s'[: len(self.runs) - 1]}{' of ' if named else ''}{named}"
+        return f"{runs}, {sum(row.holds for row in judged)} of {len(judged)} judged hold"
 
 
 @dataclass(frozen=True)
@@ -185,47 +211,6 @@ def cells(comparison: Comparison) -> Iterator[tuple[str, list[Cell | None]]]:
         )
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """The runs and, below them, their claims: side by side where the width allows it, else one after the other."""
-    print_table(comparison.rows, comparison.groups, over="the rest")
-    if not comparison.by and len(comparison.differing) > COLUMNS:
-        print(f"{len(comparison.differing) - COLUMNS} more keys differ: {_few(comparison.differing[COLUMNS:])}\n")
-    if comparison.claims:
-        _print_claims(comparison)
-
-
-def _print_claims(comparison: Comparison) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    from lab.table import stdout
-
-    side_by_side = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    stacked = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for heading in ("claim", "run", "measured and predicted"):
-        stacked.add_column(heading, overflow="fold")
-    side_by_side.add_column("claims", no_wrap=True)
-    for name in comparison.claims:
-        side_by_side.add_column(escape(name), no_wrap=True)
-    lines = list(cells(comparison))
-    for name, across in lines:
-        side_by_side.add_row(escape(name), *("" if cell is None else _coloured(cell) for cell in across))
-    for i, claim in enumerate(comparison.claims):
-        for j, (name, across) in enumerate(lines):
-            if (found := across[i]) is not None:
-                stacked.add_row("" if j else escape(claim), escape(name), _coloured(found))
-    console = stdout(side_by_side)
-    wide = Measurement.get(console, console.options.update(width=10_000), side_by_side).maximum
-    console.print(side_by_side if wide <= console.width else stacked)
-
-
-def _coloured(cell: Cell) -> str:
-    colour = "green" if cell.holds else "red"
-    return f"[bold {colour}]{str(cell)[0]}[/]{str(cell)[1:]}"
-
-
 def text(value: Any) -> str:
     """A value of a config as on the command line; a number reads the same whether it went through JSON or YAML."""
     if isinstance(value, str):
@@ -244,5 +229,6 @@ def _standard_error(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def _few(names: Sequence[str], most: int = 12) -> str:
+def few(names: Sequence[str], most: int = 12) -> str:
+    """The first of many names."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

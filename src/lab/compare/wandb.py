@@ -121,12 +121,18 @@ def parse(address: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def open_api(address: str) -> Any:
-    """wandb's Api, which asks nothing; a Refusal without a key, or where the server does not answer in time."""
+    """wandb's Api, which asks nothing; a Refusal offline, without a key, or where no server answers in time."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True, console="off")).settings
     url = str(settings.base_url)
+    if settings.mode not in ("online", "run", "shared"):
+        where = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "mode, in wandb's settings file,"
+        raise Refusal(
+            f"{address}: {where} is {settings.mode}, so no server is asked: set WANDB_MODE=online, and WANDB_API_KEY "
+            f"where wandb login has stored no key for {url}"
+        )
     try:
         if not wandb.login(verify=False, prompt=False):
             raise Refusal(f"{address}: no key for {url} is configured: wandb login sets one, or WANDB_API_KEY")

@@ -109,8 +109,12 @@ def row(name: str, values: dict[str, str], path: Path, objective: str | None) ->
 
 
 def first_loss(history: Iterable[str]) -> str:
-    """The column by which runs are compared where nothing else is said."""
-    return next((key for key in history if key.startswith("loss")), "")
+    """The column by which runs are compared where nothing else is said: `loss`, `loss/net`, or the first by its name.
+
+    Not the first in order: wandb's files do not keep that of metrics.csv.
+    """
+    losses = (name for name in history if name.startswith("loss"))
+    return min(losses, key=lambda name: (name not in ("loss", "loss/net"), name), default="")
 
 
 def final(name: str, claims: Sequence[Mapping[str, Any]], history: Mapping[str, Sequence[float]]) -> float:

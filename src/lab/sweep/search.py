@@ -297,7 +297,7 @@ class _Trials:
 
     def _report(self, trial: Trial, point: Point) -> bool:
         history = results.metrics(RunDir(self.sweep.folder(point)).metrics)
-        name = self.sweep.objective or next((key for key in history if key.startswith("loss")), "")
+        name = self.sweep.objective or results.first_loss(history)
         known = self._reported(trial)
         apart = max(1, point.cfg.trainer.max_steps // REPORTS)
         chosen: dict[int, tuple[int, float]] = {}  # the first of each stretch: the same steps of every trial
