@@ -31,6 +31,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "diffusion",
         "gnn",
         "loop",
+        "scale",
         "sinkhorn",
         "solvers",
         "startup",
@@ -286,3 +287,34 @@ def test_both_ways_of_the_labs_network_have_one_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(plain.net.loss(tokens[:, :-1], tokens[:, 1:]), loss)
     _, other = loop.instantiated(bench.config(text, 1, "model.net.fused=false"))
     torch.testing.assert_close(other.objective(((tokens,), 1.0))[0], loss)
+
+
+@pytest.mark.integration
+def test_copies_of_a_run_are_runs_of_a_sweep(tmp_path: Path) -> None:
+    """The whole of --quick: every part has seen all the copies, or ends with an error, and each point is there."""
+    import json
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "scale.py"), "--quick", "--json", str(tmp_path / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    assert 1_000 < samples.pop("memory") < 1_000_000
+    assert len(samples) == 2 * 5 + 1
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in samples.values())
+
+
+def test_a_copied_run_has_its_own_k_and_seed(tmp_path: Path) -> None:
+    from lab.compare.load import load
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("name: pca_autoencoder\nk: 8\nseed: 0\nmodel:\n  net:\n    k: 8\n    d: 64\n")
+    (run / "figure.png").touch()
+    module("scale").copies(run, tmp_path / "sweep", 12)
+    found = load([str(tmp_path / "sweep")])
+    assert [(run.config["k"], run.config["model.net.k"], run.config["seed"]) for run in found] == [
+        (1 + i % 10, 1 + i % 10, i // 10) for i in range(12)
+    ]
+    assert {run.config["model.net.d"] for run in found} == {64}
+    assert (tmp_path / "sweep" / "k=1,seed=0" / "figure.png").samefile(run / "figure.png")
