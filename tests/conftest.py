@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,74 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(paths.CONF, copy)
     monkeypatch.setattr(paths, "CONF", copy)
     return copy
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Two threads on busy cores wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ready() -> Callable[..., Any]:
+    """Sets sequences up in float64 on the processor, as this rank of so many holds them."""
+    import torch
+
+    def set_up(data: Any, rank: int = 0, ranks: int = 1) -> Any:
+        data.dtype, data.rank, data.world_size = torch.float64, rank, ranks
+        data.setup()
+        data.place(torch.device("cpu"))
+        return data
+
+    return set_up
+
+
+@pytest.fixture(scope="session")
+def text() -> Callable[..., Path]:
+    """Writes a file of text into a folder."""
+
+    def write(folder: Path, content: str = "the cat sat on the mat\n" * 40) -> Path:
+        path = folder / "text.txt"
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def evidence() -> Callable[[tuple[int, ...], int, float], float]:
+    """ln p(word), the rows of P integrated out: a Dirichlet-multinomial law for each, with uniform first symbol."""
+
+    def integrated(word: tuple[int, ...], k: int, alpha: float) -> float:
+        total = -math.log(k)
+        for i in range(k):
+            after = [b for a, b in itertools.pairwise(word) if a == i]
+            total += math.lgamma(k * alpha) - math.lgamma(k * alpha + len(after))
+            total += sum(math.lgamma(alpha + after.count(j)) - math.lgamma(alpha) for j in range(k))
+        return total
+
+    return integrated
+
+
+@pytest.fixture(scope="session")
+def model() -> Callable[..., Any]:
+    """Makes what Trainer.fit leaves of a model of sequences before the first step."""
+    import torch
+
+    from lab.models.next_token import NextToken
+    from lab.nets.transformer import Transformer
+
+    def make(data: Any = None, **options: Any) -> NextToken:
+        nets = {"net": Transformer(4, 12, 2, 1, 8), "fixed": Transformer(4, 12, 1, 1, 8)}
+        made = NextToken(**{"optimizer": partial(torch.optim.SGD, lr=0.1), **nets, **options}).double()
+        if data is not None:
+            made.trainer = SimpleNamespace(datamodule=data, max_steps=7)  # type: ignore[assignment]
+            made.setup("fit")
+        return made
+
+    return make
 
 
 class Pickled:

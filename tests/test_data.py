@@ -14,13 +14,10 @@ from lab.data.digits import CentredImages, Digits
 from lab.data.gaussian_regression import Design, GaussianRegression
 from lab.errors import Refusal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGMAS = 5.0
 """Standard errors that a sampled moment may lie off: a correct program is beyond them less than once in 10⁶."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- order

@@ -23,10 +23,7 @@ from lab.nets.denoiser import MLPDenoiser
 from lab.random import generator, normal
 from lab.theory import transport, wiener
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Glyphs(GreyImages):

@@ -35,15 +35,12 @@ from lab.nets.graph_net import MLP, GraphNet
 from lab.nets.graphs import Graph, Noise, Sparse
 from lab.theory import csbm, propagation, weisfeiler_leman
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGMAS = 5.0
 ADAM = partial(torch.optim.Adam, lr=0.01)
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -17,12 +17,9 @@ from lab.compose import compose
 from lab.data.gaussian_regression import Design, GaussianRegression
 from lab.theory import least_squares
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = range(3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

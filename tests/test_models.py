@@ -21,12 +21,9 @@ from lab.models.stepped import SteppedModule
 from lab.nets.autoencoder import LinearAutoencoder, OrderedAutoencoder
 from lab.nets.linear import ReplicatedLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SGD = partial(torch.optim.SGD, lr=1.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)

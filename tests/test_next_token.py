@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,42 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from lab.data.markov import MarkovChains
-from lab.data.sequences import Sequences
 from lab.data.sources import require_text
 from lab.data.text import Text
 from lab.errors import Refusal
-from lab.models.next_token import NextToken, held_out_losses, losses
+from lab.models.next_token import held_out_losses, losses
 from lab.nets.transformer import Transformer, rotated, turns
 from lab.theory import markov
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+Make = Callable[..., Any]
 CHAIN = torch.tensor([[0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def ready(data: Sequences, rank: int = 0, ranks: int = 1) -> Any:
-    data.dtype, data.rank, data.world_size = torch.float64, rank, ranks
-    data.setup()
-    data.place(torch.device("cpu"))
-    return data
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def evidence(word: tuple[int, ...], k: int, alpha: float) -> float:
-    """p(word), the rows of P integrated out: a Dirichlet-multinomial law for each row, with uniform first symbol."""
-    total = -math.log(k)
-    for i in range(k):
-        after = [b for a, b in itertools.pairwise(word) if a == i]
-        total += math.lgamma(k * alpha) - math.lgamma(k * alpha + len(after))
-        total += sum(math.lgamma(alpha + after.count(j)) - math.lgamma(alpha) for j in range(k))
-    return total
 
 
 # ------------------------------------------------------------------------------------------------------------------ net
@@ -157,7 +137,7 @@ def test_options_do_what_they_say() -> None:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def test_fixed_sequences_have_the_chains_law() -> None:
+def test_fixed_sequences_have_the_chains_law(ready: Make) -> None:
     data = ready(MarkovChains(context=20))
     tokens = data.held_out_of_the_chain(5000)
     assert tokens.shape == (5000, 21)
@@ -174,7 +154,7 @@ def test_fixed_sequences_have_the_chains_law() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_fresh_sequences_have_the_law_with_the_chains_integrated_out(alpha: float) -> None:
+def test_fresh_sequences_have_the_law_with_the_chains_integrated_out(alpha: float, ready: Make, evidence: Make) -> None:
     data = ready(MarkovChains(concentration=alpha, context=3))
     words = [tuple(row) for row in data.held_out(20_000)[:, 1:].tolist()]
     other = ready(MarkovChains(concentration=alpha, trained=7.0, context=3))
@@ -186,13 +166,7 @@ def test_fresh_sequences_have_the_law_with_the_chains_integrated_out(alpha: floa
     assert stats.chisquare(observed, np.array(expected) * sum(observed) / sum(expected)).pvalue > 1e-6
 
 
-def text(folder: Path, content: str = "the cat sat on the mat\n" * 40) -> Path:
-    path = folder / "text.txt"
-    path.write_text(content, encoding="utf-8")
-    return path
-
-
-def test_text_is_cut_into_windows(tmp_path: Path) -> None:
+def test_text_is_cut_into_windows(tmp_path: Path, ready: Make, text: Make) -> None:
     content = "äöü naïve ☃ " + "the cat sat on the mat\n" * 40
     data = ready(Text(str(text(tmp_path, content)), share=0.25, context=7, batch_size=5, seed=2))
     assert data.characters == "".join(sorted(set(content)))
@@ -220,7 +194,9 @@ def test_text_is_cut_into_windows(tmp_path: Path) -> None:
         (None, {}, r"cannot be read: No such file or directory"),
     ],
 )
-def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes | None, options: Any, said: str) -> None:
+def test_what_is_no_text_is_refused(
+    tmp_path: Path, content: bytes | None, options: Any, said: str, ready: Make
+) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
@@ -249,7 +225,7 @@ def test_what_is_no_text_is_refused_before_anything_heavy(tmp_path: Path, conten
         check(compose(["experiment=transformer_text", f"data.path={path}", "trainer.accelerator=cpu"]))
 
 
-def test_a_long_text_is_looked_at_when_it_is_loaded(tmp_path: Path) -> None:
+def test_a_long_text_is_looked_at_when_it_is_loaded(tmp_path: Path, text: Make) -> None:
     path = text(tmp_path, "short")
     require_text(path, 0.1, 64, 128, most=4)
     with pytest.raises(Refusal, match="is too short"):
@@ -257,7 +233,7 @@ def test_a_long_text_is_looked_at_when_it_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["markov", "text"])
-def test_batches_are_functions_of_seed_and_step(kind: str, tmp_path: Path) -> None:
+def test_batches_are_functions_of_seed_and_step(kind: str, tmp_path: Path, ready: Make, text: Make) -> None:
     def data(seed: int = 2, rank: int = 0, ranks: int = 1) -> Any:
         made = (
             MarkovChains(context=6, batch_size=5, seed=seed)
@@ -291,16 +267,6 @@ def test_what_is_no_chain_is_refused(chain: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------- model
 
 
-def model(data: Sequences | None = None, **options: Any) -> NextToken:
-    """What Trainer.fit leaves before the first step."""
-    nets = {"net": Transformer(4, 12, 2, 1, 8), "fixed": Transformer(4, 12, 1, 1, 8)}
-    made = NextToken(**{"optimizer": partial(torch.optim.SGD, lr=0.1), **nets, **options}).double()
-    if data is not None:
-        made.trainer = SimpleNamespace(datamodule=data, max_steps=7)  # type: ignore[assignment]
-        made.setup("fit")
-    return made
-
-
 def test_losses_are_logarithms_of_chances() -> None:
     net = Transformer(4, 12, 2, 1, 8).double()
     tokens = torch.randint(4, (3, 13), generator=torch.Generator().manual_seed(0))
@@ -311,7 +277,7 @@ def test_losses_are_logarithms_of_chances() -> None:
     close(held_out_losses(net, tokens, rows=2), each.detach())
 
 
-def test_the_objective_is_the_sum_of_both_cross_entropies() -> None:
+def test_the_objective_is_the_sum_of_both_cross_entropies(ready: Make, model: Make) -> None:
     data = ready(MarkovChains(context=12, batch_size=4))
     made = model(data)
     (kinds, _), *_ = made.batches(data.block(4, 6))
@@ -323,7 +289,7 @@ def test_the_objective_is_the_sum_of_both_cross_entropies() -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_the_mean_of_the_ranks_gradients_is_the_gradient(ranks: int) -> None:
+def test_the_mean_of_the_ranks_gradients_is_the_gradient(ranks: int, ready: Make, model: Make) -> None:
     def gradient(rank: int, ranks: int) -> Tensor:
         data = ready(MarkovChains(context=12, batch_size=5), rank, ranks)
         made = model(data)
@@ -333,7 +299,7 @@ def test_the_mean_of_the_ranks_gradients_is_the_gradient(ranks: int) -> None:
     close(sum(gradient(rank, ranks) for rank in range(ranks)) / ranks, gradient(0, 1))
 
 
-def test_a_sample_follows_the_nets_chances() -> None:
+def test_a_sample_follows_the_nets_chances(ready: Make, model: Make) -> None:
     data = ready(MarkovChains(context=12))
     made = model(data, length=5)
     tokens = made.sample(4000, torch.Generator().manual_seed(1))
@@ -351,7 +317,7 @@ def test_a_sample_follows_the_nets_chances() -> None:
     assert made.written(torch.tensor([[0, 2, 1]])) == ["0 2 1"]
 
 
-def test_a_checkpoint_is_enough_to_write_text(tmp_path: Path) -> None:
+def test_a_checkpoint_is_enough_to_write_text(tmp_path: Path, ready: Make, text: Make, model: Make) -> None:
     content = "the cat sat ☃ on the mat\n" * 40
     data = ready(Text(str(text(tmp_path, content)), context=12))
     options: dict[str, Any] = {"net": Transformer(30, 12, 1, 1, 8), "fixed": None, "length": 60}
@@ -365,7 +331,7 @@ def test_a_checkpoint_is_enough_to_write_text(tmp_path: Path) -> None:
     assert torch.equal(tokens, made.sample(3, torch.Generator().manual_seed(1)))
 
 
-def test_nets_that_do_not_fit_the_data_are_refused(tmp_path: Path) -> None:
+def test_nets_that_do_not_fit_the_data_are_refused(tmp_path: Path, ready: Make, text: Make, model: Make) -> None:
     chains, letters = ready(MarkovChains(context=12)), ready(Text(str(text(tmp_path)), context=12))
     for data, options, said in (
         (chains, {"net": Transformer(4, 11, 1, 1, 8)}, "model.net.context=11 must be at least data.context=12"),
@@ -378,7 +344,9 @@ def test_nets_that_do_not_fit_the_data_are_refused(tmp_path: Path) -> None:
             model(data, **options)
 
 
-def test_the_loss_of_text_held_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_loss_of_text_held_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ready: Make, text: Make, model: Make
+) -> None:
     data = ready(Text(str(text(tmp_path)), context=12))
     made = model(data, net=Transformer(30, 12, 1, 1, 8), fixed=None)
     made.trainer.is_global_zero = True  # type: ignore[misc]
@@ -388,7 +356,7 @@ def test_the_loss_of_text_held_out_is_said(tmp_path: Path, caplog: pytest.LogCap
     assert f"held out: {said:.4f} nats a character" in caplog.text
 
 
-def test_products_are_of_float32_unless_said_otherwise() -> None:
+def test_products_are_of_float32_unless_said_otherwise(ready: Make, model: Make) -> None:
     """The setting is the process's: a run sets its own, whatever the one before it left."""
     data = ready(MarkovChains(context=12))
     try:

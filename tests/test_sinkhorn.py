@@ -23,13 +23,10 @@ from lab.algorithms.relaxation import Relaxation, optimal
 from lab.algorithms.sinkhorn import LogDomain, Sinkhorn, iterates, sinkhorn
 from lab.algorithms.transport import Transport, rounded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 METHODS = ("scaling", "log")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -28,16 +28,13 @@ from lab.models.transport import EntropicTransport
 from lab.nets.transport import AffineMap, Potential
 from lab.theory import transport as theory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGMAS = 5.0
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 SOURCE = Gaussian([0.0, 0.0], [[1.0, 0.4], [0.4, 0.3]])
 TARGET = Gaussian([0.5, -0.25], [[0.4, 0.4], [0.4, 1.2]])
 LAWS = SOURCE.mean, SOURCE.covariance, TARGET.mean, TARGET.covariance
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -23,13 +23,10 @@ from lab.models.barycentres import Barycentres, objectives
 from lab.nets.transport import Histograms
 from lab.theory import transport as theory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 EPSILON = 0.7
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def ready(rank: int = 0, ranks: int = 1, **options: Any) -> DigitHistograms:

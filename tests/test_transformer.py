@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,48 +21,18 @@ from lab.claim import Claim, Run, judge
 from lab.claims import transformer as claims
 from lab.claims import transformer_text as text_claims
 from lab.data.markov import MarkovChains
-from lab.data.sequences import Sequences
 from lab.data.text import Text
 from lab.errors import Refusal
 from lab.models import next_token
-from lab.models.next_token import NextToken, losses
+from lab.models.next_token import losses
 from lab.nets.transformer import Transformer
 from lab.theory import flops, markov
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+Make = Callable[..., Any]
 CHAIN = torch.tensor([[0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def ready(data: Sequences, rank: int = 0, ranks: int = 1) -> Any:
-    data.dtype, data.rank, data.world_size = torch.float64, rank, ranks
-    data.setup()
-    data.place(torch.device("cpu"))
-    return data
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def text(folder: Path, content: str = "the cat sat on the mat\n" * 40) -> Path:
-    path = folder / "text.txt"
-    path.write_text(content, encoding="utf-8")
-    return path
-
-
-def model(data: Sequences | None = None, **options: Any) -> NextToken:
-    """What Trainer.fit leaves before the first step."""
-    nets = {"net": Transformer(4, 12, 2, 1, 8), "fixed": Transformer(4, 12, 1, 1, 8)}
-    made = NextToken(**{"optimizer": partial(torch.optim.SGD, lr=0.1), **nets, **options}).double()
-    if data is not None:
-        made.trainer = SimpleNamespace(datamodule=data, max_steps=7)  # type: ignore[assignment]
-        made.setup("fit")
-    return made
 
 
 # --------------------------------------------------------------------------------------------------------------- theory
@@ -103,18 +74,8 @@ def test_what_a_chain_costs_is_the_logarithm_of_its_steps() -> None:
     close(markov.chain_losses(tokens, CHAIN), torch.tensor([expected], dtype=torch.float64))
 
 
-def evidence(word: tuple[int, ...], k: int, alpha: float) -> float:
-    """p(word), the rows of P integrated out: a Dirichlet-multinomial law for each row, with uniform first symbol."""
-    total = -math.log(k)
-    for i in range(k):
-        after = [b for a, b in itertools.pairwise(word) if a == i]
-        total += math.lgamma(k * alpha) - math.lgamma(k * alpha + len(after))
-        total += sum(math.lgamma(alpha + after.count(j)) - math.lgamma(alpha) for j in range(k))
-    return total
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
-def test_posterior_means_multiply_to_the_integral_over_all_chains(alpha: float) -> None:
+def test_posterior_means_multiply_to_the_integral_over_all_chains(alpha: float, evidence: Make) -> None:
     words = list(itertools.product(range(3), repeat=5))
     each = markov.posterior_mean_losses(torch.tensor(words), 3, alpha)
     expected = torch.tensor([-evidence(word, 3, alpha) - math.log(3) for word in words], dtype=torch.float64)
@@ -122,7 +83,7 @@ def test_posterior_means_multiply_to_the_integral_over_all_chains(alpha: float) 
     assert sum(math.exp(evidence(word, 3, alpha)) for word in words) == pytest.approx(1, rel=1e-12)
 
 
-def test_no_other_count_predicts_better_on_average() -> None:
+def test_no_other_count_predicts_better_on_average(ready: Make) -> None:
     """Of fresh chains α is the best that can be added to the counts, and order is worth something."""
     tokens = ready(MarkovChains(context=40)).held_out(4000)[:, 1:]
     best = markov.posterior_mean_losses(tokens, 3, 0.5)
@@ -141,7 +102,7 @@ def test_a_unigram_counts_what_it_has_seen() -> None:
     close(markov.unigram_losses(tokens, 3, 0.5), -torch.tensor([chances], dtype=torch.float64).log())
 
 
-def test_evidence_and_prior_are_averaged() -> None:
+def test_evidence_and_prior_are_averaged(ready: Make) -> None:
     """w n_ij/n_i + (1 − w)/k is the posterior mean."""
     tokens = ready(MarkovChains(context=30)).held_out(5)[:, 1:]
     n, w = markov.evidence_weight(tokens, 3, 0.5)
@@ -216,7 +177,8 @@ def unordered(tokens: Tensor) -> Tensor:
     return seen / seen.sum(-1, keepdim=True)
 
 
-def chains() -> MarkovChains:
+@pytest.fixture
+def chains(ready: Make) -> MarkovChains:
     return ready(MarkovChains())
 
 
@@ -232,26 +194,27 @@ CLAIMS: dict[str, Claim] = {
 }
 
 
-def judged(name: str, run: Any, data: Any = None) -> Any:
-    return judge(name, CLAIMS[name], Run(run, data or chains())).judged
+@pytest.fixture
+def judged(chains: MarkovChains) -> Make:
+    return lambda name, run: judge(name, CLAIMS[name], Run(run, chains)).judged
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_the_exact_predictors_hold(name: str) -> None:
+def test_the_exact_predictors_hold(name: str, judged: Make) -> None:
     found = judged(name, exact())
     assert found.holds, found
     if name in ("no_better", "bayes"):
         assert abs(found.measured - found.predicted) < 1e-9 * abs(found.predicted) + (name == "bayes") * claims.NATS
 
 
-def test_predictors_that_know_less_are_refuted() -> None:
+def test_predictors_that_know_less_are_refuted(judged: Make) -> None:
     less = exact(net=Exact(unordered), fixed=Exact(lambda tokens: markov.stationary(CHAIN).expand(*tokens.shape, 3)))
     for name in ("entropy_rate", "bayes", "unigram"):
         assert not judged(name, less).holds, name
     assert judged("no_better", less).holds
 
 
-def test_a_predictor_that_sees_the_next_symbol_is_refuted() -> None:
+def test_a_predictor_that_sees_the_next_symbol_is_refuted(judged: Make) -> None:
     def cheating(tokens: Tensor) -> Tensor:
         chances = torch.full((*tokens.shape, 3), 0.3 / 3, dtype=torch.float64)
         chances[:, :-1] += 0.7 * functional.one_hot(tokens[:, 1:], 3)
@@ -262,9 +225,9 @@ def test_a_predictor_that_sees_the_next_symbol_is_refuted() -> None:
     assert not judged("entropy_rate", exact(fixed=Exact(cheating))).holds
 
 
-def test_what_beats_the_law_by_chance_is_within_what_is_allowed() -> None:
+def test_what_beats_the_law_by_chance_is_within_what_is_allowed(chains: MarkovChains) -> None:
     """Markov's inequality: over 300 sets of sequences, none is below by ln (2·10⁵), and some are below by a little."""
-    data, claim = chains(), CLAIMS["no_better"]
+    data, claim = chains, CLAIMS["no_better"]
     below = []
     for i in range(300):
         tokens = data.fixed(20, "chance", i)
@@ -307,7 +270,9 @@ def without_prior(tokens: Tensor, symbols: int, concentration: float) -> Tensor:
         ("posterior_mean_losses", without_prior, ["bayes"]),
     ],
 )
-def test_a_wrong_formula_is_refuted(what: str, wrong: Any, refuted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_formula_is_refuted(
+    what: str, wrong: Any, refuted: list[str], monkeypatch: pytest.MonkeyPatch, judged: Make
+) -> None:
     if what == "posterior_mean_losses" and wrong is without_prior:
         right = markov.posterior_mean_losses
         wrong = lambda *given: right(*given) - 0.03  # noqa: E731
@@ -316,7 +281,7 @@ def test_a_wrong_formula_is_refuted(what: str, wrong: Any, refuted: list[str], m
         assert not judged(name, exact()).holds, name
 
 
-def test_a_bayes_predictor_with_another_prior_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bayes_predictor_with_another_prior_is_told_apart(monkeypatch: pytest.MonkeyPatch, judged: Make) -> None:
     right = markov.posterior_mean_losses
     monkeypatch.setattr(markov, "posterior_mean_losses", lambda tokens, k, alpha: right(tokens, k, 2 * alpha))
     assert not judged("no_better", exact()).holds
@@ -340,7 +305,7 @@ class Head(nn.Module):
         return maps
 
 
-def test_the_mass_of_a_head_is_what_it_puts_on_what_followed() -> None:
+def test_the_mass_of_a_head_is_what_it_puts_on_what_followed(ready: Make) -> None:
     data, claim = ready(MarkovChains(context=16)), claims.InductionHead(20)
     for share, holds in ((1.0, True), (0.5, False)):
         e = judge("induction_head", claim, Run(SimpleNamespace(net=Head(share)), data))
@@ -358,13 +323,13 @@ def small(layers: int = 2, **options: Any) -> Transformer:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_operations_are_counted_by_the_framework(recompute: bool) -> None:
+def test_operations_are_counted_by_the_framework(recompute: bool, chains: MarkovChains) -> None:
     claim, run = claims.Flops(layers=2, width=8, vocabulary=4), SimpleNamespace(net=small(recompute=recompute))
-    e = judge("flops", claim, Run(run, chains()))
+    e = judge("flops", claim, Run(run, chains))
     assert e.judged.holds is not recompute
     forward, training = np.asarray(e.measured.value)
     assert forward == np.asarray(e.predicted.value)[0]
-    tokens = chains().held_out(2)
+    tokens = chains.held_out(2)
     with FlopCounterMode(display=False) as fused:  # what the fused kernel hides on a CPU is the attention
         run.net(tokens[:, :-1])
     assert forward - fused.get_total_flops() in (0, 2 * 2 * 4 * 8 * 64**2)
@@ -372,28 +337,27 @@ def test_operations_are_counted_by_the_framework(recompute: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda *n: 6 * n[0] * n[1], lambda *n: 2 * flops.matmul_parameters(*n[:4]) * n[4]])
-def test_a_wrong_count_is_refuted(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_count_is_refuted(wrong: Any, monkeypatch: pytest.MonkeyPatch, chains: MarkovChains) -> None:
     monkeypatch.setattr(flops, "forward", wrong)
     claim = claims.Flops(layers=2, width=8, vocabulary=4)
-    assert not judge("flops", claim, Run(SimpleNamespace(net=small()), chains())).judged.holds
+    assert not judge("flops", claim, Run(SimpleNamespace(net=small()), chains)).judged.holds
 
 
-def test_causality_is_exact_and_its_absence_found() -> None:
-    data = chains()
+def test_causality_is_exact_and_its_absence_found(chains: MarkovChains) -> None:
     for causal in (True, False):
-        e = judge("causality", claims.Causality(), Run(SimpleNamespace(net=small(causal=causal)), data))
+        e = judge("causality", claims.Causality(), Run(SimpleNamespace(net=small(causal=causal)), chains))
         assert e.judged.holds is causal
         assert (float(np.max(e.measured.value)) == 0.0) is causal
     few = claims.Causality(places=5)
-    assert few.at(data).tolist() == [0, 12, 25, 37, 50]
-    assert judge("causality", few, Run(SimpleNamespace(net=small()), data)).judged.holds
+    assert few.at(chains).tolist() == [0, 12, 25, 37, 50]
+    assert judge("causality", few, Run(SimpleNamespace(net=small()), chains)).judged.holds
     dead = small()
     with torch.no_grad():
         dead.logits.weight.zero_()
-    assert not judge("causality", claims.Causality(), Run(SimpleNamespace(net=dead), data)).judged.holds
+    assert not judge("causality", claims.Causality(), Run(SimpleNamespace(net=dead), chains)).judged.holds
 
 
-def test_claims_about_text(tmp_path: Path) -> None:
+def test_claims_about_text(tmp_path: Path, ready: Make, text: Make) -> None:
     """A net that knows the text by heart beats every table, and no counts of the windows are beaten."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     which = torch.randint(10, (4000,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -437,18 +401,17 @@ class _Given(nn.Module):
         (text_claims.BestBigram(), "data._target_ must be Text"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(claim: Claim, said: str) -> None:
+def test_what_cannot_be_judged_is_refused(claim: Claim, said: str, chains: MarkovChains) -> None:
     with pytest.raises(Refusal, match=said):
-        claim.check(chains(), SimpleNamespace(net=small(), fixed=None))
+        claim.check(chains, SimpleNamespace(net=small(), fixed=None))
 
 
-def test_pictures_are_drawn(tmp_path: Path) -> None:
+def test_pictures_are_drawn(tmp_path: Path, ready: Make, text: Make, model: Make, chains: MarkovChains) -> None:
     from lab import figures
     from lab.pictures.transformer import AttentionMaps, InContext
     from lab.pictures.transformer_text import Written
 
-    data = chains()
-    run = Run(model(data, net=small(), fixed=small(1)).float(), data)
+    run = Run(model(chains, net=small(), fixed=small(1)).float(), chains)
     letters = ready(Text(str(text(tmp_path)), context=12))
     made = model(letters, net=Transformer(30, 12, 1, 2, 8), fixed=None).float()
     with figures.style():

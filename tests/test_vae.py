@@ -26,15 +26,12 @@ from lab.nets.likelihoods import Bernoulli, Gaussian
 from lab.nets.vae import MLPVAE, LinearVAE
 from lab.theory import importance, pca, ppca
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGMAS = 5.0
 """Standard errors that a sampled mean may lie off: a correct program is beyond them less than once in 10⁶."""
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
