@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from lab.algorithms import likelihood
-from lab.algorithms.frechet import frechet_distance
+from lab.algorithms.frechet import frechet_distance, jackknife_error
 from lab.algorithms.samplers import Sampler, denoised, sample
 from lab.algorithms.samplers.ancestral import Ancestral, posterior
 from lab.algorithms.samplers.ddim import DDIM
@@ -282,6 +282,19 @@ def test_the_frechet_distance_is_that_of_gaussians() -> None:
     roots = torch.linalg.eigvals(torch.cov(x.mT) @ torch.cov(other.mT)).real.sqrt().sum()
     expected = (x.mean(0) - other.mean(0)).square().sum() + torch.cov(x.mT).trace() + torch.cov(other.mT).trace()
     close(number(frechet_distance(x, other)), expected - 2 * roots)
+
+
+def test_the_error_of_the_frechet_distance_is_its_spread_over_draws() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shift = torch.tensor([0.5, 0.0, 0.0])
+
+    def pair() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(200, 3, generator=draw), torch.randn(200, 3, generator=draw) + shift
+
+    pairs = [pair() for _ in range(400)]
+    spread = torch.tensor([frechet_distance(*each) for each in pairs]).std()
+    said = torch.tensor([jackknife_error(*each) for each in pairs]).square().mean().sqrt()
+    assert float(said / spread) == pytest.approx(1, abs=0.2)  # each ratio is known to about 4 %
 
 
 # ----------------------------------------------------------------------------------------------------------------- nets

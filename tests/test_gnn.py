@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from lab.claim import Claim, Evidence, Run, judge
 from lab.claims import gnn as claims
+from lab.claims import gnn_structure as structure
 from lab.data import graphs
 from lab.data.csbm import CSBM
 from lab.data.planetoid import Planetoid
@@ -638,10 +639,10 @@ def test_the_mean_degree_in_place_of_its_law_is_refuted(data: CSBM) -> None:
 
 
 EXACT: dict[str, Callable[[], Claim]] = {
-    "equivariance": lambda: claims.Equivariance(list(NETS)),
-    "told_apart": lambda: claims.ToldApart("gin"),
-    "graphs_told_apart": lambda: claims.GraphsToldApart("gin"),
-    "oversmoothing": lambda: claims.Oversmoothing("gcn"),
+    "equivariance": lambda: structure.Equivariance(list(NETS)),
+    "told_apart": lambda: structure.ToldApart("gin"),
+    "graphs_told_apart": lambda: structure.GraphsToldApart("gin"),
+    "oversmoothing": lambda: structure.Oversmoothing("gcn"),
 }
 
 
@@ -679,18 +680,18 @@ def test_equal_embeddings_are_far_from_different_ones(data: CSBM) -> None:
     net = copy.deepcopy(model.trained["gin"][0]).double()
     embedded = net.embedded(graphs.all_graphs(6)).detach()
     apart = (torch.cdist(embedded, embedded, p=torch.inf) / embedded.abs().amax(1))[*torch.tril_indices(156, 156, -1)]
-    assert int((apart < claims.SAME).sum()) == 156 - 152
-    assert float(apart[apart < claims.SAME].max()) < 1e-13
-    assert float(apart[apart >= claims.SAME].min()) > 1e-6
+    assert int((apart < structure.SAME).sum()) == 156 - 152
+    assert float(apart[apart < structure.SAME].max()) < 1e-13
+    assert float(apart[apart >= structure.SAME].min()) > 1e-6
 
 
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
         (claims.MeanAccuracy("means"), "net=means is none of model.nets: mlp, mean"),
-        (claims.ToldApart("gcn"), "net=gcn is no GIN"),
-        (claims.Oversmoothing("gin"), "net=gin is no GCN"),
-        (claims.Equivariance(["gcn", "gim"]), "names gim, which is none of model.nets"),
+        (structure.ToldApart("gcn"), "net=gcn is no GIN"),
+        (structure.Oversmoothing("gin"), "net=gin is no GCN"),
+        (structure.Equivariance(["gcn", "gim"]), "names gim, which is none of model.nets"),
     ],
 )
 def test_a_claim_about_another_net_is_refused(data: CSBM, claim: Claim, said: str) -> None:
@@ -701,7 +702,7 @@ def test_a_claim_about_another_net_is_refused(data: CSBM, claim: Claim, said: st
 def test_energy_that_does_not_fall_to_nothing_is_refused() -> None:
     data = placed(CSBM(p=0.01, q=0.0))
     with pytest.raises(Refusal, match="leave no graph connected"):
-        claims.Oversmoothing("gcn").check(data, exact(data))
+        structure.Oversmoothing("gcn").check(data, exact(data))
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -5,10 +5,11 @@ of its own, in turn. `published` is nanoGPT's way: its network (learned position
 the logits), batches cut from a file that is mapped anew each time, AdamW in two groups as it comes, gradients clipped,
 `loss.item()` at every step. The network is written out here, or with --nanogpt FOLDER that of a checkout of
 github.com/karpathy/nanoGPT is imported. `plain` is such a loop around the lab's own network. `lab` is the lab's Trainer
-as `python -m lab experiment=transformer_text` builds it, with all default logging; `lab, oneDNN` has
-`model.matmul=medium`, with which products of matrices go through oneDNN in place of MKL, and `model.net.fused=false`.
-Where the processor has no AMX these are products of float32 as before (the table says by how much they differ). `lab,
-bfloat16` has `trainer.precision=bf16-mixed`: products of bfloat16, weights and everything else in float32.
+as `python -m lab experiment=transformer_text` builds it, with all default logging: products of matrices go through
+oneDNN in place of MKL, `model.matmul=medium`, and the maps of attention are written out. Where the processor has no AMX
+these are products of float32 all the same (the table says by how much they differ). `lab, MKL` has
+`model.matmul=highest model.net.fused=true`. `lab, bfloat16` has `trainer.precision=bf16-mixed`: products of bfloat16,
+weights and everything else in float32.
 
 How to read it: `ratio` is tokens a second over those of `published` in the same repeat; the goal is 1.3. The last
 column is the loss of the same text held out after the same number of steps.
@@ -40,8 +41,8 @@ BATCH, CONTEXT, LAYERS, HEADS, WIDTH, VOCABULARY = 12, 64, 4, 4, 128, 128
 RATE, BETAS, DECAY = 1e-3, (0.9, 0.99), 0.1
 LAB = {
     "lab": [],
-    "lab, oneDNN": ["model.matmul=medium", "model.net.fused=false"],
-    "lab, bfloat16": ["trainer.precision=bf16-mixed", "model.net.fused=false"],
+    "lab, MKL": ["model.matmul=highest", "model.net.fused=true"],
+    "lab, bfloat16": ["trainer.precision=bf16-mixed"],
 }
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lab.algorithms.frechet import frechet_distance
+from lab.algorithms.frechet import frechet_distance, jackknife_error
 from lab.algorithms.schedules import Cosine, Linear
 from lab.claim import Claim, Quantity, Run, at_most, equal
 from lab.data.digits import GreyImages
@@ -177,8 +177,9 @@ class Frechet(_OfImages):
 
     The Fréchet distance between the features of n samples and of n images held out, features being the last hidden
     layer of a small classifier of the training images. Theory's side is that of n images of the Gaussian with the
-    data's mean and covariance, clipped to black and white: what the linear filter's diffusion would sample. The two
-    sides look at images through the same classifier, a function of the data alone, and share nothing else.
+    data's mean and covariance, clipped to black and white: what the linear filter's diffusion would sample. The error
+    is that of both draws, for the reader alone: nothing is allowed for it. The two sides look at images through the
+    same classifier, a function of the data alone, and share nothing else.
     """
 
     reference = "Heusel et al. 2017, eq. 6; Dowson & Landau 1982"
@@ -202,4 +203,5 @@ class Frechet(_OfImages):
         draw = generator(run.data.seed, "Frechet")
         images = run.model.draw(self.n, draw, run.model.sampler, self.steps, torch.float32)
         held_out, _ = run.data.examples(self.n)
-        return Quantity(frechet_distance(features(run.data, images), features(run.data, held_out)))
+        samples = features(run.data, images), features(run.data, held_out)
+        return Quantity(frechet_distance(*samples), jackknife_error(*samples))

@@ -27,6 +27,7 @@ FREE = (
     "run_dir",
     "id",
     "data_root",
+    "data.path",  # of a text; an experiment that reads one has none of its own
     "threads",
     "logger",
     "trainer.devices",

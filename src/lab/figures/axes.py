@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,6 +22,9 @@ from matplotlib.ticker import (
 from lab.claim import Floats
 
 Way = Literal["x", "y"]
+
+WIDTH = 26
+"""Letters in a line of an axis' label: about as many as a panel is wide."""
 
 
 def scale(ax: Axes, way: Way, values: Floats, ends: Floats, log: bool, label: str, margin: float = 0.08) -> None:
@@ -43,6 +47,8 @@ def scale(ax: Axes, way: Way, values: Floats, ends: Floats, log: bool, label: st
         span = max(high - low, 1e-12 * size) if high > low else 0.1 * size or 1.0
         pad = margin * span
         limits = low - pad, high + pad
+    if "$" not in label:  # a formula cannot be broken
+        label = textwrap.fill(label, WIDTH, break_long_words=False)
     ax.set(**{f"{way}scale": "log" if log else "linear", f"{way}lim": limits})
     if log:
         _log_ticks(ax, way, values, *limits)
