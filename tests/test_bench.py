@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,15 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def module(name: str) -> ModuleType:
     return importlib.import_module(name)
+
+
+def quick(name: str, folder: Path) -> dict[str, Any]:
+    """The samples of a whole benchmark in its smallest size."""
+    command = [sys.executable, str(BENCH / f"{name}.py"), "--quick", "--json", str(folder / "samples.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples: dict[str, Any] = json.loads((folder / "samples.json").read_text())["samples"]
+    return samples
 
 
 WORKS = (
@@ -179,14 +190,7 @@ def test_every_launcher_judges_every_point() -> None:
 @pytest.mark.integration
 def test_diffusion_times_three_loops_and_four_samplers(tmp_path: Path) -> None:
     """The whole of --quick: each worker trains, samples and gives its bound; only what is not there is left out."""
-    import json
-    import os
-    import subprocess
-
-    command = [sys.executable, str(BENCH / "diffusion.py"), "--quick", "--json", str(tmp_path / "samples.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
-    assert done.returncode == 0, done.stderr
-    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    samples = quick("diffusion", tmp_path)
     networks = samples["networks"]
     assert networks["weights"]["lab"] == networks["weights"]["plain"]
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in networks["train"].values())
@@ -230,13 +234,8 @@ def test_every_solver_of_transport_is_held_to_one_error(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_sinkhorn_times_all_that_are_there(tmp_path: Path) -> None:
     """The whole of --quick; who is not installed is named."""
-    import json
-    import subprocess
-
-    command = [sys.executable, str(BENCH / "sinkhorn.py"), "--quick", "--json", str(tmp_path / "samples.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    [found] = json.loads((tmp_path / "samples.json").read_text())["samples"].values()
+    samples = quick("sinkhorn", tmp_path)
+    [found] = samples.values()
     assert {"lab", "lab, log domain", "POT, numpy", "POT, torch", "POT, torch, log domain"} <= set(found["seconds"])
     assert all(one["reached"] <= 1e-9 for name, one in found["found"].items() if name in found["seconds"])
 
@@ -244,14 +243,7 @@ def test_sinkhorn_times_all_that_are_there(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_the_transformers_loops_are_timed_and_judged(tmp_path: Path) -> None:
     """The whole of --quick: each worker trains and tells its loss, all of the same text."""
-    import json
-    import os
-    import subprocess
-
-    command = [sys.executable, str(BENCH / "transformer.py"), "--quick", "--json", str(tmp_path / "samples.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=300)
-    assert done.returncode == 0, done.stderr
-    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    samples = quick("transformer", tmp_path)
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in samples["seconds"].values())
     assert samples["weights"]["lab"] == samples["weights"]["plain"]
     assert abs(samples["weights"]["published"] / samples["weights"]["lab"] - 1) < 0.02
@@ -292,13 +284,7 @@ def test_both_ways_of_the_labs_network_have_one_loss(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_copies_of_a_run_are_runs_of_a_sweep(tmp_path: Path) -> None:
     """The whole of --quick: every part has seen all the copies, or ends with an error, and each point is there."""
-    import json
-    import subprocess
-
-    command = [sys.executable, str(BENCH / "scale.py"), "--quick", "--json", str(tmp_path / "samples.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    samples = quick("scale", tmp_path)
     assert 1_000 < samples.pop("memory") < 1_000_000
     assert len(samples) == 2 * 5 + 1
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in samples.values())
