@@ -80,6 +80,8 @@ def test_runs_sweeps_folders_and_patterns_are_found(make: Make) -> None:
         ("k=9", "waiting"),
     ]
     assert {run.name for run in load(["out"])} == {"a", "k=4", "k=8", "k=9"}
+    assert Comparison(load(["out"])).title() == "4 runs of pca, 3 of 3 judged hold"
+    assert len(Comparison(load(["out"])).parts) == 1  # a point that has not begun is of its sweep's experiment
     assert {run.name for run in load(["out/*/a", "out/sweeps/*/*/k=[48]"])} == {"a", "k=4", "k=8"}
     assert len(load([str(a), str(a), "out/pca"])) == 1
 

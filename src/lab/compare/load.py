@@ -113,37 +113,38 @@ def _local(word: str) -> list[Loaded]:
     return runs
 
 
-Source = tuple[Path, dict[str, str] | None]
-"""A run directory or a .wandb file, and what its sweep says that it varied."""
+Source = tuple[Path, dict[str, str] | None, str]
+"""A run directory or a .wandb file, and what its sweep says that it varied, and of which experiment."""
 
 
 def _sources(path: Path, depth: int) -> Iterator[Source]:
     if path.is_file():
         if path.suffix == ".wandb":
-            yield path, None
+            yield path, None, ""
         elif path.name in (RECORD, "config.yaml", "verdict.json"):
             yield from _sources(path.parent, 0)
         return
     if (path / RECORD).exists():
-        for point in read_record(path)["points"]:
-            yield path / point["name"], point["values"]
+        record = read_record(path)
+        for point in record["points"]:
+            yield path / point["name"], point["values"], point["values"].get("experiment", record["experiment"])
     elif any((path / file).exists() for file in ("config.yaml", "verdict.json")):
-        yield path, None
+        yield path, None, ""
     elif files := sorted(path.glob("*.wandb")):
-        yield files[0], None
+        yield files[0], None, ""
     elif depth:
         for child in sorted(path.iterdir()):
             if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
                 yield from _sources(child, depth - 1)
 
 
-def _read(path: Path, swept: dict[str, str] | None, *, named: bool) -> Loaded | None:
+def _read(path: Path, swept: dict[str, str] | None, experiment: str, *, named: bool) -> Loaded | None:
     try:
         if path.suffix == ".wandb":
             from lab.compare.wandb import offline
 
             return offline(path)
-        return run_directory(path, swept or {})
+        return run_directory(path, swept or {}, experiment)
     except Refusal as refusal:
         if named:
             raise
@@ -151,10 +152,17 @@ def _read(path: Path, swept: dict[str, str] | None, *, named: bool) -> Loaded | 
         return None
 
 
-def run_directory(path: Path, swept: dict[str, str] | None = None) -> Loaded:
-    """What a run directory holds, or what `lab record` kept of one."""
+def run_directory(path: Path, swept: dict[str, str] | None = None, experiment: str = "") -> Loaded:
+    """What a run directory holds, or what `lab record` kept of one.
+
+    Args:
+        swept: what its sweep varied, which is all that is known of a point that has not begun.
+        experiment: what its sweep is of.
+    """
     run = RunDir(path)
     config = read_config(run.config) if run.config.exists() else dict(swept or {})
+    if experiment:
+        config.setdefault("name", printable(experiment))
     name = path.resolve().name
     columns = results.metrics(run.metrics)
     steps = columns.pop("step", [])
