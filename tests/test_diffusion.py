@@ -32,7 +32,7 @@ from lab.errors import Refusal
 from lab.models import diffusion as model
 from lab.models.diffusion import Diffusion
 from lab.nets.denoiser import MLPDenoiser
-from lab.nets.unet import UNet
+from lab.nets.unet import UNet, in_units_of_noise
 from lab.theory import mixture, transport, wiener
 from lab.theory.mixture import Mixture
 
@@ -309,9 +309,19 @@ def test_the_net_in_the_plane_is_what_it_says() -> None:
     torch.testing.assert_close(net(x, level), h @ net.output.weight.mT + net.output.bias, rtol=1e-6, atol=1e-6)
 
 
+def unet(*args: Any, **options: Any) -> UNet:
+    """A U-Net in float64, none of whose weights is 0 as some are at the start."""
+    net = UNet(*args, **options).double()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=draw, dtype=weight.dtype)
+    return net
+
+
 @pytest.mark.parametrize(("shape", "patch"), [([8, 8], 1), ([12, 8], 2)])
 def test_the_unet_keeps_the_shape_and_looks_at_everything(shape: list[int], patch: int) -> None:
-    net = UNet(shape, [8, 16], patch=patch, groups=4).double()
+    net = unet(shape, [8, 16], patch=patch, fine=4, groups=4)
     x = normal(3, math.prod(shape)).requires_grad_()
     level = normal(3).requires_grad_()
     out = net(x, level)
@@ -324,13 +334,31 @@ def test_the_unet_keeps_the_shape_and_looks_at_everything(shape: list[int], patc
 
 def test_the_unet_moves_with_the_image() -> None:
     """Away from the edge a shift by the coarsest place shifts what comes out: it reads a picture, not a vector."""
-    net = UNet([48, 48], [8], groups=8).double()
-    with torch.no_grad():  # eight convolutions reach eight pixels; what the edge does must not meet what the image does
+    net = unet([48, 48], [8], groups=8)
+    with torch.no_grad():  # it sees eleven pixels far; what the edge does must not meet what the image does
         image = torch.zeros(1, 48, 48, dtype=torch.float64)
         image[:, 22:25, 22:25] = normal(1, 3, 3)
         moved = image.roll(2, dims=-1)
         out, out_moved = (net(x.flatten(1), number(0.0)[None]).reshape(48, 48) for x in (image, moved))
-    close(out.roll(2, dims=-1)[10:38, 10:38], out_moved[10:38, 10:38])
+    close(out.roll(2, dims=-1)[12:36, 12:36], out_moved[12:36, 12:36])
+
+
+def test_the_unet_starts_with_no_velocity() -> None:
+    assert not UNet([8, 8], [8, 16], patch=2)(normal(3, 64).float(), normal(3).float()).any()
+
+
+def test_pixels_are_seen_in_units_of_the_noise() -> None:
+    x, level = normal(2, 1, 3, 4), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    shown = in_units_of_noise(x, level)
+    alpha, sigma = (float(v) for v in signal_and_noise(level[1]))
+    assert shown.shape == (2, 7, 3, 4)
+    close(shown[:, :1], x)
+    here, right, left, below, above = (float(x[1, 0, i, j]) for i, j in [(1, 2), (1, 3), (1, 1), (2, 2), (0, 2)])
+    near = [(other - here) / math.sqrt(2) for other in (right, left, below, above)]
+    expected = [3 * math.tanh(d / (3 * sigma)) for d in (here - alpha, here + alpha, *near)]
+    close(shown[1, 1:, 1, 2], torch.tensor(expected, dtype=torch.float64))
+    assert (shown[:, 3, :, -1] == 0).all()  # beyond the edge there is no neighbour
+    assert (shown[:, 6, 0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -547,14 +575,14 @@ def test_the_bound_that_a_run_tells_is_that_of_the_averaged_weights(caplog: pyte
     ready(data, module)
     module.trainer.is_global_zero = True  # type: ignore[misc]
     module.on_fit_start()
-    average = module._average["net.leave.bias"]
+    average = module._average["net.say.bias"]
     average += 0.5
     raw = module.bits(data)
     with caplog.at_level("INFO", logger="lab"):
         module.on_fit_end()
     averaged = module.bits(data)
     assert averaged[0] > raw[0] + averaged[1]
-    assert module.net.leave.bias.item() == average.item()
+    assert torch.equal(module.net.say.bias, average)
     said = f"bound of 1000 draws of 360 images held out: {averaged[0]:.3f} ± {averaged[1]:.3f} bits a dimension"
     assert caplog.messages == [said]
 

@@ -31,6 +31,13 @@ def convolution(draw: Generator, inputs: int, outputs: int, size: int = 3, strid
     return layer
 
 
+def silent(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all its weights 0: what it adds to others is nothing at the start."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def waves(x: Tensor, frequencies: Tensor) -> Tensor:
     """(sin f₁x, …, cos f₁x, …): a number as its place on circles of several periods. (n,), (k,) → (n, 2k)"""
     turns = x.unsqueeze(-1) * frequencies

@@ -10,14 +10,36 @@ import torch
 from annotated_types import MinLen
 from torch import Generator, Tensor, nn
 
+from lab.algorithms.schedules import signal_and_noise
 from lab.errors import Refusal
-from lab.nets.layers import convolution, linear, waves
+from lab.nets.layers import convolution, linear, silent, waves
 from lab.random import generator
 from lab.types import NonNegativeInt, PositiveInt
+
+SHOWN = 7
+"""How many numbers `in_units_of_noise` tells of a pixel."""
+
+
+def in_units_of_noise(x: Tensor, log_snr: Tensor) -> Tensor:
+    """How far each pixel is from what x₀ = ±1 would show, and from its neighbours. (n, 1, h, w), (n,) → (n, 7, h, w)
+
+    The first channel is x itself. Distances are counted in standard deviations of the noise and bounded softly by 3 of
+    them. At a high signal-to-noise ratio such distances are all there is to tell noise by, and a hundredth of x: black
+    is black exactly, and neighbours are alike.
+    """
+    alpha, sigma = (v[:, None, None, None] for v in signal_and_noise(log_snr))
+    across, along, pad = x.diff(dim=3), x.diff(dim=2), nn.functional.pad
+    right, left = pad(across, (0, 1)), -pad(across, (1, 0))
+    below, above = pad(along, (0, 0, 0, 1)), -pad(along, (0, 0, 1, 0))
+    near = torch.cat([right, left, below, above], 1) / math.sqrt(2)  # two pixels' noise
+    distances = torch.cat([x - alpha, x + alpha, near], 1) / sigma
+    return torch.cat([x, 3 * (distances / 3).tanh()], 1)
 
 
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(h)(1 + a) + b)), h = conv(silu(norm(x))), with a, b linear in what is known of the noise.
+
+    The outer convolution is 0 at the start, so the block passes x on.
 
     (Dhariwal & Nichol 2021, §3.)
     """
@@ -25,7 +47,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, draw: Generator, inputs: int, outputs: int, told: int, groups: int) -> None:
         super().__init__()
         self.norm_in, self.norm_out = nn.GroupNorm(groups, inputs), nn.GroupNorm(groups, outputs)
-        self.conv_in, self.conv_out = convolution(draw, inputs, outputs), convolution(draw, outputs, outputs)
+        self.conv_in = convolution(draw, inputs, outputs)
+        self.conv_out = silent(convolution(draw, outputs, outputs))
         self.level = linear(draw, told, 2 * outputs)
         self.across = convolution(draw, inputs, outputs, size=1) if inputs != outputs else nn.Identity()
 
@@ -40,16 +63,21 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """v(x, λ) of grey images: residual blocks down a pyramid of resolutions and up again, each level seeing its twin.
 
-    Patches of `patch`×`patch` pixels are one place with as many channels: that loses nothing and leaves the costly
-    highest resolution out. The log-SNR λ enters every block, as waves of periods 40, 40/2, … through a hidden layer.
+    In the pyramid, patches of `patch`×`patch` pixels are one place with as many channels. What it cannot do at so few
+    places is done around it, in `fine` channels at the full resolution, which cost little: a first convolution of what
+    each pixel shows in units of the noise, and last ones, which see the first and say by how much each of these
+    numbers enters v. They say 0 at the start: v = 0, so ε̂ = σ x, is right for pixels of variance 1 that tell nothing
+    of each other. The log-SNR λ enters every block, as waves of periods 40, 40/2, … through a hidden layer.
 
-    (Ronneberger, Fischer & Brox 2015; Ho, Jain & Abbeel 2020, App. B.)
+    (Ronneberger, Fischer & Brox 2015; Ho, Jain & Abbeel 2020, App. B; small details of x as inputs of their own:
+    Kingma, Salimans, Poole & Ho 2021, App. C.)
 
     Args:
-        shape: height and width of an image.
+        shape: height and width of an image, whose x₀ lies in [−1, 1].
         channels: at each resolution, each half of the one before.
         blocks: residual blocks at each resolution on either side.
         patch: side of a patch.
+        fine: channels at the full resolution.
         groups: of the group normalisations; it divides all channels.
         periods: of λ, how many.
     """
@@ -64,6 +92,7 @@ class UNet(nn.Module):
         channels: Annotated[list[PositiveInt], MinLen(1)],
         blocks: PositiveInt = 1,
         patch: PositiveInt = 1,
+        fine: PositiveInt = 16,
         groups: PositiveInt = 8,
         periods: PositiveInt = 8,
         seed: NonNegativeInt = 0,
@@ -80,7 +109,8 @@ class UNet(nn.Module):
         draw = generator(seed, "UNet")
         told = 4 * channels[0]
         self.level = nn.Sequential(linear(draw, 2 * periods, told), nn.SiLU(), linear(draw, told, told), nn.SiLU())
-        self.enter = convolution(draw, patch**2, channels[0])
+        self.see = convolution(draw, SHOWN, fine)
+        self.enter = convolution(draw, fine * patch**2, channels[0], size=1)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(draw, inputs, outputs, told, groups)
@@ -95,15 +125,19 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(side(2 * c, c) for c in reversed(channels))
         self.grow = nn.ModuleList(convolution(draw, here, there, size=1) for here, there in rising)
         self.norm = nn.GroupNorm(groups, channels[0])
-        self.leave = convolution(draw, channels[0], patch**2)
+        self.leave = convolution(draw, channels[0], fine * patch**2, size=1)
+        self.join, self.refine = convolution(draw, 2 * fine, fine), convolution(draw, fine, fine)
+        self.say = silent(convolution(draw, fine, 1 + SHOWN))
         self.register_buffer("frequencies", 2 * math.pi / 40 * torch.arange(1, periods + 1, device="cpu"), False)
         self.to(torch.get_default_dtype())
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """(n, d), (n,) → (n, d)"""
-        told = self.level(waves(log_snr, self.frequencies))
-        h = nn.functional.pixel_unshuffle(x.unflatten(1, (1, *self.shape)), self.patch)
+        silu, told = nn.functional.silu, self.level(waves(log_snr, self.frequencies))
+        shown = in_units_of_noise(x.unflatten(1, (1, *self.shape)), log_snr)
+        near = self.see(shown.contiguous(memory_format=torch.channels_last))
+        h = nn.functional.pixel_unshuffle(silu(near), self.patch)
         h = self.enter(h.contiguous(memory_format=torch.channels_last))
         seen: list[Tensor] = []
         for i, blocks in enumerate(self.down):
@@ -116,5 +150,7 @@ class UNet(nn.Module):
             for block in blocks:
                 h = block(torch.cat([h, seen.pop()], 1), told)
             h = nn.functional.interpolate(self.grow[i](h), scale_factor=2.0) if i < len(self.grow) else h
-        h = self.leave(nn.functional.silu(self.norm(h)))
-        return nn.functional.pixel_shuffle(h, self.patch).flatten(1)
+        far = nn.functional.pixel_shuffle(self.leave(silu(self.norm(h))), self.patch)
+        h = self.refine(silu(self.join(silu(torch.cat([far, near], 1)))))
+        constant, shares = self.say(silu(h)).split([1, SHOWN], 1)
+        return (constant + (shares * shown).sum(1, keepdim=True)).flatten(1)
