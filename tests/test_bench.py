@@ -202,7 +202,7 @@ def test_the_plain_loop_trains_what_the_lab_trains(tmp_path: Path) -> None:
     """The same weights, images, noise and levels: one loss."""
     bench, vae, loop = module("diffusion"), module("vae"), module("loop")
     vae.digits_as_mnist(tmp_path, 256, 128)
-    plain = bench.Plain(tmp_path, "mnist", None)
+    plain = bench.Plain(tmp_path, "mnist", None, bench.RATES["plain"])
     _, model = loop.instantiated(bench.config(tmp_path, "mnist", 1))
     x, noise, levels = plain.data.as_pixels(plain.data.x[:8]), torch.randn(8, 784), torch.linspace(-8, 7, 8)
     from lab.models.diffusion import squared_errors
@@ -210,7 +210,7 @@ def test_the_plain_loop_trains_what_the_lab_trains(tmp_path: Path) -> None:
     theirs = squared_errors(plain.model.net, 2 * x - 1, noise, levels).mean() / 784
     torch.testing.assert_close(model.objective((x, 1.0, noise, levels))[0], theirs)
     before = [p.detach().clone() for p in plain.model.net.parameters()]
-    assert plain.train(2) > 0
+    assert plain.train(3) > 0  # what starts at 0 holds back what lies before it for a step or two
     assert not any(map(torch.equal, before, plain.model.net.parameters()))
 
 
