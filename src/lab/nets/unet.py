@@ -10,7 +10,6 @@ import torch
 from annotated_types import MinLen
 from torch import Generator, Tensor, nn
 
-from lab.algorithms.schedules import signal_and_noise
 from lab.errors import Refusal
 from lab.nets.layers import convolution, linear, silent, waves
 from lab.random import generator
@@ -27,7 +26,8 @@ def in_units_of_noise(x: Tensor, log_snr: Tensor) -> Tensor:
     them. At a high signal-to-noise ratio such distances are all there is to tell noise by, and a hundredth of x: black
     is black exactly, and neighbours are alike.
     """
-    alpha, sigma = (v[:, None, None, None] for v in signal_and_noise(log_snr))
+    level = log_snr[:, None, None, None]
+    alpha, sigma = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
     across, along, pad = x.diff(dim=3), x.diff(dim=2), nn.functional.pad
     right, left = pad(across, (0, 1)), -pad(across, (1, 0))
     below, above = pad(along, (0, 0, 0, 1)), -pad(along, (0, 0, 1, 0))
