@@ -168,7 +168,7 @@ def networks(root: Path, source: str, options: argparse.Namespace) -> dict[str, 
     else:
         print("diffusers is not installed; --peers names an interpreter that has it\n")
     reference = list(pythons)[-1]
-    steps, images, sample_steps = (2, 8, 2) if options.quick else (40, 64, 16)
+    steps, images, sample_steps = (2, 8, 2) if options.quick else (options.steps, 64, 16)
     place = [str(root), source, str(options.threads)]
     workers = {name: common.Worker([python, __file__, "--worker", name, *place]) for name, python in pythons.items()}
     for worker in workers.values():
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has diffusers")
+    parser.add_argument("--steps", type=int, default=40, help="training steps of a repeat (40)")
     options = common.arguments(__doc__ or "", repeats=5, parents=[parser])
     loop.prepare(options.threads)
     started, busy = time.perf_counter(), common.BusyMeter()
