@@ -3,9 +3,9 @@
 Training and sampling: U-Nets of 28×28 images in batches of 64, each in a process of its own, in turn. `lab` is the
 lab's Trainer as `python -m lab experiment=diffusion_mnist` builds it, with all default logging. `plain` is the loop one
 writes by hand around the same U-Net: a DataLoader over a TensorDataset, noise as it comes, Adam as it comes but for its
-rate, `loss.item()` at every step. `diffusers` is that loop around a `UNet2DModel` of the same number of weights, its channels
-those of the lab's net over the pyramid 28, 14 in place of patches. All three train the same loss, and sample by the
-same steps of DDIM. Their bounds of the likelihood are those of the same held-out images after the same steps.
+rate, `loss.item()` at every step. `diffusers` is that loop around a `UNet2DModel` of about as many weights, over the
+pyramid 28, 14 in place of patches. All three train the same loss, and sample by the same steps of DDIM. Their bounds of
+the likelihood are those of the same held-out images after the same steps.
 
 How to read it: `ratio` is images a second over those of `diffusers` in the same repeat (where that is not installed,
 over `plain`); the goal is 1.5 at an equal bound. --peers names an interpreter that has diffusers. --data-root names a
