@@ -164,22 +164,19 @@ def test_a_large_matrix_is_worked_through_in_blocks(n: int) -> None:
     close(found.plan[::97], found._plan(found.f, found.g)[::97], atol=1e-15, rtol=1e-9)
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("reach", [scaling_form.REACH, 0.1])
-def test_newtons_steps_end_where_sinkhorns_do(
-    batch: tuple[int, ...], reach: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newtons_steps_end_where_sinkhorns_do(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a matrix that was kept or, where it was absorbed into, from the cost: and with fewer products."""
     monkeypatch.setattr(scaling_form, "REACH", reach)
-    cost, a, b = problem(*batch, n=60, m=40)
+    cost, a, b = problem(n=60, m=40)
     found = sinkhorn(cost, a, b, epsilon=0.2, tolerance=1e-12)
     close(found.plan, found._plan(found.f, found.g), atol=1e-15)
     monkeypatch.setattr(newton, "STEPS", 0)
     expected = sinkhorn(cost, a, b, epsilon=0.2, tolerance=1e-12)
     close(found.f, expected.f, atol=1e-10)
     close(found.g, expected.g, atol=1e-10)
-    assert float(error(found).max()) <= 1e-12 >= float(found.error.max())
-    assert bool((found.iterations < expected.iterations).all())
+    assert float(error(found)) <= 1e-12 >= float(found.error)
+    assert int(found.iterations) < int(expected.iterations)
 
 
 def test_conjugate_gradients_stop_where_they_are_told() -> None:
@@ -204,7 +201,8 @@ def test_weights_are_uniform_by_default_and_shared_by_a_batch() -> None:
     cost, a, b = problem(3)
     even = torch.full_like(a, 1 / 30)
     close(sinkhorn(cost, epsilon=1.0).f, sinkhorn(cost, even, torch.full_like(b[0], 0.05), epsilon=1.0).f)
-    close(sinkhorn(cost, a[0], b[0], epsilon=1.0).f[2], sinkhorn(cost[2], a[0], b[0], epsilon=1.0).f)
+    options: dict[str, Any] = {"epsilon": 1.0, "tolerance": 1e-12}
+    close(sinkhorn(cost, a[0], b[0], **options).f[2], sinkhorn(cost[2], a[0], b[0], **options).f)
 
 
 def test_a_point_without_weight_takes_no_mass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +31,7 @@ class Polished:
 
 @torch.no_grad()
 def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every: int) -> Polished:
-    """The plan of `rough`, whose iteration has ended in float32, with its marginals made right to `goal`.
+    """The plan of `rough`, one problem whose iteration has ended in float32, with its marginals made right to `goal`.
 
     With r = P1 and c = Pᵀ1 the plan diag(eˢ) P diag(eᵗ) has the marginals a and b up to terms of second order if
 
@@ -49,17 +50,16 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
     """
     f, g = rough.potentials
     plan, r, c = rough.exact(a, b)
-    made, before = 0, torch.full_like(a[..., 0], torch.inf)
+    made, before = 0, math.inf
     for step in range(STEPS + 1):
-        error = (r - a).abs().sum(-1) + (c - b).abs().sum(-1)
-        if bool((error <= goal).all()):
+        error = (r - a).abs().sum() + (c - b).abs().sum()
+        if (here := float(error)) <= goal:
             return Polished(plan, f, g, error, made)
-        if step == STEPS or made >= most or not bool((error <= (before / 4).clamp(min=goal)).all()):
+        if step == STEPS or made >= most or not here <= before / 4:
             break
-        left = (PART * error).clamp(min=goal / 4)
-        s, t, steps = _step(rough, r, c, a - r, b - c, left, most - made, every)
+        s, t, steps = _step(rough, r, c, a - r, b - c, max(PART * here, goal / 4), most - made, every)
         r, c = written(plan, partial(_scale, s.exp(), t.exp()))
-        f, g, made, before = f + rough.epsilon * s, g + rough.epsilon * t, made + steps, error
+        f, g, made, before = f + rough.epsilon * s, g + rough.epsilon * t, made + steps, here
     return Polished(None, f, g, error, made)
 
 
@@ -68,13 +68,13 @@ def _scale(left: Tensor, right: Tensor, part: Tensor, rows: slice) -> None:
 
 
 def _step(
-    rough: Scaling, r: Tensor, c: Tensor, at_rows: Tensor, at_columns: Tensor, goal: Tensor, most: int, every: int
+    rough: Scaling, r: Tensor, c: Tensor, at_rows: Tensor, at_columns: Tensor, goal: float, most: int, every: int
 ) -> tuple[Tensor, Tensor, int]:
     """(s, t, steps made) to ‖·‖₁ ≤ `goal` of the second equation; the first holds.
 
     In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
-    r, c, at_rows, at_columns, goal = (t.to(rough.kernel.dtype) for t in (r, c, at_rows, at_columns, goal))
+    r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows, at_columns))
     left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
 
     def mean(product: Tensor, rows: slice) -> Tensor:
@@ -84,7 +84,7 @@ def _step(
         return rough.through(right / root * x, mean).mul_(right / root)
 
     residual = (at_columns - right * times(rough.kernel.mT, left * (at_rows / r))) / root
-    x, made = conjugate_gradients(gram, residual, root, goal.unsqueeze(-1), most, every)
+    x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal), most, every)
     t = x / root
     s = (at_rows - left * times(rough.kernel, right * t)) / r
     return s.double(), t.double(), made

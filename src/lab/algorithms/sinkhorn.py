@@ -63,8 +63,9 @@ def sinkhorn(
             until `epsilon` is reached, each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
-            float64; the rest is done by Newton's method (`polished`) where ω is to be found, and else in float64. "log"
-            takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times slower.
+            float64; the rest is done by Newton's method (`polished`) for one problem with weights above 0 whose ω is to
+            be found, and else in float64. "log" takes a logarithm of sums of exponentials at each half step
+            (`LogDomain`), several times slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
@@ -84,7 +85,8 @@ def sinkhorn(
             raise ValueError("cost must be finite")
         doubtful = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None or annealing is not None)
         loop = Loop(a, max_iterations, relaxation)
-        known, positive = None, bool((problem[1] > 0).all() & (problem[2] > 0).all())
+        known = None
+        single = cost.dim() == 2 and bool((problem[1] > 0).all() & (problem[2] > 0).all())
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
             if loop.left == 1 and not last:
@@ -98,7 +100,7 @@ def sinkhorn(
             if bool(doubtful.any()):
                 f, g = settled(problem[0], f, g, level, doubtful)
             if cost.dtype == torch.float64 and loop.left > 1:
-                newton = last and relaxation is None and positive
+                newton = last and relaxation is None and single
                 rough = Scaling(*problem, level, f, g, torch.float32, keep=newton and not bool(doubtful.any()))
                 loop.run(rough, max(goal, SINGLE), last=False, stall=16)
                 f, g = rough.potentials
