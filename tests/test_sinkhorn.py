@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.algorithms import clouds
+from lab.algorithms import clouds, newton
 from lab.algorithms import scaling as scaling_form
 from lab.algorithms import sinkhorn as sinkhorn_module
+from lab.algorithms.conjugate import conjugate_gradients
 from lab.algorithms.costs import SquaredEuclidean
 from lab.algorithms.implicit import solve
 from lab.algorithms.relaxation import Relaxation, optimal
@@ -163,11 +164,45 @@ def test_a_large_matrix_is_worked_through_in_blocks(n: int) -> None:
     close(found.plan[::97], found._plan(found.f, found.g)[::97], atol=1e-15, rtol=1e-9)
 
 
+@pytest.mark.parametrize("reach", [scaling_form.REACH, 0.1])
+def test_newtons_steps_end_where_sinkhorns_do(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a matrix that was kept or, where it was absorbed into, from the cost: and with fewer products."""
+    monkeypatch.setattr(scaling_form, "REACH", reach)
+    cost, a, b = problem(n=60, m=40)
+    found = sinkhorn(cost, a, b, epsilon=0.2, tolerance=1e-12)
+    close(found.plan, found._plan(found.f, found.g), atol=1e-15)
+    monkeypatch.setattr(newton, "STEPS", 0)
+    expected = sinkhorn(cost, a, b, epsilon=0.2, tolerance=1e-12)
+    close(found.f, expected.f, atol=1e-10)
+    close(found.g, expected.g, atol=1e-10)
+    assert float(error(found)) <= 1e-12 >= float(found.error)
+    assert int(found.iterations) < int(expected.iterations)
+
+
+def test_conjugate_gradients_stop_where_they_are_told() -> None:
+    q = normal(9, 9)
+    q = q / (1.1 * torch.linalg.matrix_norm(q, 2))
+    right, root = normal(9, seed=1), torch.zeros(9, dtype=torch.float64)
+    root[0], q[:, 0], q[0] = 1, 0, 0
+    right[0] = 0
+
+    def solved(goal: float, most: int, every: int = 1) -> tuple[float, int]:
+        x, made = conjugate_gradients(lambda x: q.T @ (q @ x), right, root, torch.tensor([goal]), most, every)
+        return float((right - x + q.T @ (q @ x)).norm()), made
+
+    left, steps = solved(1e-3, 100)
+    assert left <= 1e-3 < solved(0.0, steps - 1)[0]
+    assert solved(1e-3, 100, every=4)[1] == 4 * math.ceil(steps / 4)
+    assert solved(0.0, 3)[1] == 3
+    assert solved(1e-12, 100)[0] <= 1e-12
+
+
 def test_weights_are_uniform_by_default_and_shared_by_a_batch() -> None:
     cost, a, b = problem(3)
     even = torch.full_like(a, 1 / 30)
     close(sinkhorn(cost, epsilon=1.0).f, sinkhorn(cost, even, torch.full_like(b[0], 0.05), epsilon=1.0).f)
-    close(sinkhorn(cost, a[0], b[0], epsilon=1.0).f[2], sinkhorn(cost[2], a[0], b[0], epsilon=1.0).f)
+    options: dict[str, Any] = {"epsilon": 1.0, "tolerance": 1e-12}
+    close(sinkhorn(cost, a[0], b[0], **options).f[2], sinkhorn(cost[2], a[0], b[0], **options).f)
 
 
 def test_a_point_without_weight_takes_no_mass() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.algorithms.conjugate import conjugate_gradients
 from lab.algorithms.scaling import times
 
 
@@ -55,31 +56,18 @@ class _Potentials(torch.autograd.Function):
 def solve(plan: Tensor, a: Tensor, b: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) with ap + Pq = r and Pᵀp + bq = s, where Σr = Σs: (..., n, m), (..., n), (..., m) → (..., n), (..., m).
 
-    p is eliminated, and in √b q the matrix is I − QᵀQ, Q = diag(a)^{−½} P diag(b)^{−½}, whose eigenvalues are 1 − σₖ²:
-    0 for √b itself, which the right-hand side has nothing of, and at least 1 − ρ, ρ the rate of Sinkhorn's iteration.
-    Conjugate gradients then take about ½√(1/(1 − ρ)) ln(2/tolerance) steps of two products with Q, and at most m.
+    p is eliminated, and in √b q the matrix is I − QᵀQ, Q = diag(a)^{−½} P diag(b)^{−½}, for `conjugate_gradients`.
 
     Weights that are 0 have no part in it, their p and q are 0.
     """
     inverse_a, inverse_b = (torch.where(w > 0, w.rsqrt(), 0) for w in (a, b))
     scaled = inverse_a.unsqueeze(-1) * plan * inverse_b.unsqueeze(-2)  # Q
 
+    def gram(x: Tensor) -> Tensor:
+        return times(scaled.mT, times(scaled, x))
+
     r = inverse_a * r
     residual = inverse_b * s - times(scaled.mT, r)
-    root = b.sqrt()
-    root = root / root.norm(dim=-1, keepdim=True)
-    residual = residual - root * (root * residual).sum(-1, keepdim=True)
-    x, direction = torch.zeros_like(residual), residual
-    square = residual.square().sum(-1, keepdim=True)
-    goal = square * (32 * torch.finfo(plan.dtype).eps) ** 2
-    for _ in range(2 * b.shape[-1]):
-        if bool((square <= goal).all()):
-            break
-        image = direction - times(scaled.mT, times(scaled, direction))
-        curvature = (direction * image).sum(-1, keepdim=True)
-        step = torch.where(curvature > 0, square / curvature, 0)
-        x, residual = x + step * direction, residual - step * image
-        residual = residual - root * (root * residual).sum(-1, keepdim=True)
-        square, before = residual.square().sum(-1, keepdim=True), square
-        direction = residual + torch.where(before > 0, square / before, 0) * direction
+    goal = residual.norm(dim=-1, keepdim=True) * (32 * torch.finfo(plan.dtype).eps)
+    x, _ = conjugate_gradients(gram, residual, b.sqrt(), goal, 2 * b.shape[-1])
     return inverse_a * (r - times(scaled, x)), inverse_b * x

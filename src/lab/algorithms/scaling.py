@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -32,15 +33,25 @@ class Scaling:
 
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
+        keep: K is computed in the precision of the cost first, and kept for `exact`.
     """
 
     def __init__(
-        self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor, dtype: torch.dtype
+        self,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        epsilon: float,
+        f: Tensor,
+        g: Tensor,
+        dtype: torch.dtype,
+        keep: bool = False,
     ) -> None:
         self.cost, self.epsilon, self.f0, self.g0 = cost, epsilon, f, g
         self.a, self.b = a.to(dtype), b.to(dtype)
         self.u, self.v = torch.ones_like(self.a), torch.ones_like(self.b)
         self.kernel = empty(cost, dtype)
+        self._kept = empty(cost, cost.dtype) if keep else None
         self._fill()
         self._steps = 0
 
@@ -51,25 +62,32 @@ class Scaling:
         return f.mul_(self.epsilon).add_(self.f0), g.mul_(self.epsilon).add_(self.g0)
 
     def rows(self, omega: Tensor) -> Tensor:
-        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there.
+        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
+        before, self.u, power = self.u, torch.empty_like(self.u), -omega
 
-        A large K is read once: while a block of its rows is in the cache, its share of Kᵀ(au) is taken too.
-        """
-        weighted, power, columns = self.b * self.v, -omega, None
-        if self.kernel.dim() == 2 and self.kernel.nbytes <= CACHE:
-            self.u = (self.kernel @ weighted).mul_(self.u).pow_(power).mul_(self.u)
-            columns = self.kernel.mT @ (self.a * self.u)
-        else:
-            before, self.u = self.u, torch.empty_like(self.u)
-            for rows in blocks(self.kernel):
-                kernel, u = self.kernel[..., rows, :], before[..., rows]
-                u = times(kernel, weighted).mul_(u).pow_(power).mul_(u)
-                share = times(kernel.mT, self.a[..., rows] * u)
-                self.u[..., rows] = u
-                columns = share if columns is None else columns.add_(share)
-            assert columns is not None
-        self._ratio = columns.mul_(self.v)  # of the columns' sums to what they should be
+        def relaxed(product: Tensor, rows: slice) -> Tensor:
+            u = before[..., rows]
+            self.u[..., rows] = u = product.mul_(u).pow_(power).mul_(u)
+            return self.a[..., rows] * u
+
+        self._ratio = self.through(self.b * self.v, relaxed).mul_(self.v)  # of the columns' sums to what they should be
         return (self._ratio - 1).abs_().mul_(self.b).sum(-1)
+
+    def through(self, vector: Tensor, middle: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Kᵀ middle(K vector), (..., m), where `middle` is told which rows it is given.
+
+        A large K is read once: while a block of its rows is in the cache, its share of the second product is taken too.
+        """
+        kernel = self.kernel
+        if kernel.dim() == 2 and kernel.nbytes <= CACHE:
+            return kernel.mT @ middle(kernel @ vector, slice(None))
+        total: Tensor | None = None
+        for rows in blocks(kernel):
+            block = kernel[..., rows, :]
+            share = times(block.mT, middle(times(block, vector), rows))
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        return total
 
     def columns(self, omega: Tensor) -> None:
         """Relax v."""
@@ -78,28 +96,46 @@ class Scaling:
         if self._steps % EVERY == 1:
             ends = [float(end) for scale in (self.u, self.v) for end in scale.aminmax()]
             if not (min(ends) > math.exp(-REACH) and max(ends) < math.exp(REACH)):
-                self.f0, self.g0 = self.potentials
+                self.f0, self.g0, self._kept = *self.potentials, None
                 self.u, self.v = torch.ones_like(self.u), torch.ones_like(self.v)
                 self._fill()
 
     def plan(self) -> Tensor:
         """P, written over K: this is the end."""
-        rows_scale, columns_scale = (self.a * self.u).unsqueeze(-1), (self.b * self.v).unsqueeze(-2)
+        left, right = self.a * self.u, self.b * self.v
         for rows in blocks(self.kernel):
-            self.kernel[..., rows, :].mul_(rows_scale[..., rows, :]).mul_(columns_scale)
+            scale(self.kernel[..., rows, :], left[..., rows], right)
         return self.kernel
 
+    def exact(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(P, P1, Pᵀ1) in the precision of the cost, as a (..., n) and b (..., m) are; where K was kept, over it."""
+        (f, g), left, right = self.potentials, a * self.u, b * self.v
+        kept, self._kept = self._kept, None
+        plan = empty(self.cost, self.cost.dtype) if kept is None else kept
+
+        def write(part: Tensor, rows: slice) -> None:
+            if kept is not None:
+                scale(part, left[..., rows], right)
+                return
+            torch.sub(f[..., rows].unsqueeze(-1), self.cost[..., rows, :], out=part).add_(g.unsqueeze(-2))
+            scale(part.mul_(1 / self.epsilon).exp_(), a[..., rows], b)
+
+        return plan, *written(plan, write)
+
     def _fill(self) -> None:
-        g0, same = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype
-        parts = blocks(self.cost)
-        buffer = None if same else torch.empty_like(self.cost[..., parts[0], :])
+        g0, same, parts = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype, blocks(self.cost)
+        whole = self.kernel if same else self._kept
+        buffer = torch.empty_like(self.cost[..., parts[0] if whole is None else slice(0), :])
         for rows in parts:
             kernel, cost = self.kernel[..., rows, :], self.cost[..., rows, :]
-            exponent = kernel if buffer is None else buffer[..., : cost.shape[-2], :]
-            torch.sub(self.f0[..., rows].unsqueeze(-1), cost, out=exponent).add_(g0).mul_(1 / self.epsilon)
-            if buffer is not None:
-                kernel.copy_(exponent)
-            kernel.exp_()
+            exact = buffer[..., : cost.shape[-2], :] if whole is None else whole[..., rows, :]
+            torch.sub(self.f0[..., rows].unsqueeze(-1), cost, out=exact).add_(g0).mul_(1 / self.epsilon)
+            if whole is not None:
+                exact.exp_()
+            if not same:
+                kernel.copy_(exact)
+            if whole is None:
+                kernel.exp_()
             if kernel.dtype == torch.float32:
                 kernel.clamp_(min=LEAST)
 
@@ -126,6 +162,22 @@ def _least(cost: Tensor, g: Tensor, side: int) -> Tensor:
     """min_j (Cᵢⱼ − gⱼ): (..., n, m), (..., m) → (..., n)"""
     g = g.unsqueeze(-2)
     return torch.cat([(cost[..., rows, :] - g).amin(side) for rows in blocks(cost)], -1)
+
+
+def scale(matrix: Tensor, left: Tensor, right: Tensor) -> None:
+    """diag(left) A diag(right), written over A: (..., n, m), (..., n), (..., m)"""
+    matrix.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
+
+
+def written(matrix: Tensor, write: Callable[[Tensor, slice], None]) -> tuple[Tensor, Tensor]:
+    """Sums of the rows and columns of a matrix that `write` writes by blocks of rows, taken while a block is near."""
+    rows_sum, columns_sum = torch.empty_like(matrix[..., 0]), torch.zeros_like(matrix[..., 0, :])
+    for rows in blocks(matrix):
+        part = matrix[..., rows, :]
+        write(part, rows)
+        rows_sum[..., rows] = part.sum(-1)
+        columns_sum += part.sum(-2)
+    return rows_sum, columns_sum
 
 
 def blocks(matrix: Tensor) -> list[slice]:

@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
+from lab.algorithms.newton import polished
 from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
 from lab.algorithms.scaling import Scaling, settled
@@ -62,8 +63,9 @@ def sinkhorn(
             until `epsilon` is reached, each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
-            float64; "log" takes a logarithm of sums of exponentials at each half step (`LogDomain`), several times
-            slower.
+            float64; the rest is done by Newton's method (`polished`) for one problem with weights above 0 whose ω is to
+            be found, and else in float64. "log" takes a logarithm of sums of exponentials at each half step
+            (`LogDomain`), several times slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
     """
@@ -84,6 +86,7 @@ def sinkhorn(
         doubtful = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None or annealing is not None)
         loop = Loop(a, max_iterations, relaxation)
         known = None
+        single = cost.dim() == 2 and bool((problem[1] > 0).all() & (problem[2] > 0).all())
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
             if loop.left == 1 and not last:
@@ -97,11 +100,17 @@ def sinkhorn(
             if bool(doubtful.any()):
                 f, g = settled(problem[0], f, g, level, doubtful)
             if cost.dtype == torch.float64 and loop.left > 1:
-                rough = Scaling(*problem, level, f, g, torch.float32)
+                newton = last and relaxation is None and single
+                rough = Scaling(*problem, level, f, g, torch.float32, keep=newton and not bool(doubtful.any()))
                 loop.run(rough, max(goal, SINGLE), last=False, stall=16)
                 f, g = rough.potentials
+                if newton:
+                    ended = polished(rough, *problem[1:], goal, loop.left - 1, loop.every)
+                    loop.count(ended.made, ended.error)
+                    if (known := ended.plan) is not None:
+                        f, g = ended.f, ended.g
                 del rough
-            if last or cost.dtype == torch.float32:
+            if known is None and (last or cost.dtype == torch.float32):
                 scaling = Scaling(*problem, level, f, g, cost.dtype)
                 loop.run(scaling, goal, last)
                 f, g = scaling.potentials
@@ -222,6 +231,12 @@ class Loop:
                     weight = self._tensor(omega, iteration.b)
             if running:
                 iteration.columns(weight)
+        self.left -= made
+
+    def count(self, made: int, error: Tensor) -> None:
+        """Take note of steps that were made elsewhere for all problems."""
+        self.made = [before + made for before in self.made]
+        self.errors = error.flatten().tolist()
         self.left -= made
 
     def _tensor(self, omega: list[float], like: Tensor) -> Tensor:
