@@ -197,6 +197,21 @@ def test_a_cluster_that_is_absent_or_refuses(stand_in: Any) -> None:
     assert not Path("s/jobs.json").exists()
 
 
+def test_the_environment_overrides_no_line_of_the_script(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stand in for a setting that is null are written down; none is left for sbatch to put first."""
+    said = {"ACCOUNT": "mine", "PARTITION": "other", "TIMELIMIT": "5", "ARRAY_INX": "7", "NO_REQUEUE": "1", "WAIT": "1"}
+    for key, value in said.items():
+        monkeypatch.setenv(f"SBATCH_{key}", value)
+    stand_in("squeue", "exit 0")
+    stand_in("sbatch", "export -p > environment; echo 17")
+    assert submit("k=2,4", "hydra.launcher.partition=gpu") == 0
+    assert "PATH=" in Path("environment").read_text()
+    assert "SBATCH_" not in Path("environment").read_text()
+    script = Path("s/job-0.sbatch").read_text()
+    for line in ("array=0-1", "partition=gpu", "account=mine", "time=5", "requeue"):
+        assert f"\n#SBATCH --{line}\n" in script
+
+
 def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
     for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
         with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):

@@ -113,11 +113,15 @@ def sweep(tmp_path: Path, words: Any) -> Iterator[Callable[..., Submitted]]:
             subprocess.run(["scancel", *json.loads((each.path / "jobs.json").read_text()).values()], check=False)
 
 
-def test_a_sweep_is_an_array(sweep: Any) -> None:
+def test_a_sweep_is_an_array(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in (("ARRAY_INX", "7"), ("NO_REQUEUE", "1"), ("OUTPUT", "/dev/null")):
+        monkeypatch.setitem(ENVIRONMENT, f"SBATCH_{key}", value)
     array = sweep("array", ["k=2,4", "seed=0,1"], "wait=true", "poll_seconds=0.5", "max_running=2")
     said = array.submit()
     assert f"submitted 4 runs as job {array.job}" in said
     assert "4 of 4 runs finished" in said
+    asked = subprocess.run(["scontrol", "show", "job", array.job], capture_output=True, text=True, check=True).stdout
+    assert asked.count(" Requeue=1 ") == 4, "SBATCH_* of the environment override nothing of the script"
     assert (array.path / "results.csv").read_text().count("done") == 4
     assert "4 runs: 4 done" in array.status()
     submitted = json.loads((array.path / "k=2,seed=0/submitted.json").read_text())
