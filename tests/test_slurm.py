@@ -417,6 +417,36 @@ def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     assert start(0) == 128 + signal.SIGTERM, "submitted again it has three starts again"
 
 
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (
+            "JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T00:00:01 X=1",
+            True,
+        ),
+        ("JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None X=1", False),
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-01-01T00:00:01 X=1", False),  # SLURM has queued it again
+    ],
+)
+def test_a_job_whose_tasks_alone_were_told_queues_again(
+    said: str, asked: bool, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("squeue", "exit 0")
+    submit("hydra.launcher.dry_run=true")
+    stand_in("scontrol", f'test "$1" != requeue && echo "{said}" && exit; echo "$@" >> asked; exit 1')
+    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(task, "redirect", lambda _: None)
+    monkeypatch.setattr(task, "_execute", lambda _: CRASHED)
+    before = signal.getsignal(task.WARNING)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    signal.signal(task.WARNING, before)
+    assert left.value.code == CRASHED
+    assert Path("asked").exists() == asked
+
+
 # ---------------------------------------------------------------------------------------------------------------- code
 
 
