@@ -34,6 +34,7 @@ LAYERS: list[dict[str, str]] = [
     {"lab.pictures": "heavy"},
     {"lab.binding": "light"},
     {"lab.check": "light", "lab.provenance": "light", "lab.devices": "light"},
+    {"lab.making": "heavy", "lab.runlog": "light"},
     {"lab.run": "heavy"},
     {"lab.launch": "light"},
     {"lab.worker": "light", "lab.warm": "light"},
@@ -168,7 +169,7 @@ def test_instantiate_is_called_in_one_place() -> None:
         for node in ast.walk(tree)
         if getattr(node, "id", getattr(node, "attr", getattr(node, "name", None))) == "instantiate"
     }
-    assert users == {"lab.run"}
+    assert users == {"lab.making"}
 
 
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -13,7 +13,8 @@ import yaml
 from annotated_types import Ge, Le
 
 from lab import check, machine
-from lab.compose import compose, experiments
+from lab.compose import compose
+from lab.compose.files import experiments
 from lab.errors import Refusal
 from lab.signature import Opaque
 from lab.signature.values import describe

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lab.cli.verify import _for_every_machine
-from lab.compose import experiments, source
+from lab.compose.files import experiments, source
 from lab.errors import HOLDS, REFUTED
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

@@ -26,7 +26,8 @@ from lab.cli import list as listing
 from lab.cli import record as recording
 from lab.cli import verify as verifying
 from lab.cli.show import relation
-from lab.compose import compose, experiments
+from lab.compose import compose
+from lab.compose.files import experiments
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
 from lab.rundir import RunDir
 

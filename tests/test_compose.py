@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from lab import compose as module
-from lab.compose import changed, compose, experiments, lineage, plain, rewrite, source, verbatim
+from lab.compose import changed, compose, plain
+from lab.compose.files import experiments, lineage, source
+from lab.compose.overrides import rewrite, verbatim
 from lab.errors import Refusal
 
 PCA = "experiment=pca_autoencoder"

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from lab.check import check
 from lab.claim import Claim
-from lab.compose import compose, experiments, source
+from lab.compose import compose
+from lab.compose.files import experiments, source
 from lab.data.sources import SOURCES
 from lab.models.stepped import _cut
 from lab.pictures import Picture

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import lab
-from lab import compose, paths
+from lab import paths
+from lab.compose import files as conf_files
 from lab.signature import attribute, docstring, first_docstring_line, signature
 from lab.signature.source import find, lineage
 
 PACKAGE = Path(lab.__file__).parent
-EXPERIMENTS = compose.experiments()
-ORIGINALS = [name for name in EXPERIMENTS if compose.lineage(name) == (name,)]
+EXPERIMENTS = conf_files.experiments()
+ORIGINALS = [name for name in EXPERIMENTS if conf_files.lineage(name) == (name,)]
 """The experiments that vary no other."""
 CLAIM_FILES = sorted(path.stem for path in (PACKAGE / "claims").glob("*.py") if path.stem != "__init__")
 
@@ -29,7 +30,7 @@ def experiment_of(stem: str) -> str:
 
 def claims_of(name: str) -> dict[str, str]:
     """Claim → target, as the experiment's files say."""
-    return {claim: node["_target_"] for claim, node in compose.source(name)["claims"].items()}
+    return {claim: node["_target_"] for claim, node in conf_files.source(name)["claims"].items()}
 
 
 def bases(target: str) -> set[str]:
@@ -63,8 +64,8 @@ def test_there_is_something_to_hold() -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_is_called_the_same_everywhere(name: str) -> None:
-    family = compose.lineage(name)
-    assert compose.source(name)["name"] == name
+    family = conf_files.lineage(name)
+    assert conf_files.source(name)["name"] == name
     assert any(member in CLAIM_FILES for member in family), f"src/lab/claims/{name}.py is missing"
     assert (paths.EXPERIMENTS / family[-1] / "README.md").is_file(), f"experiments/{family[-1]}/README.md is missing"
     for target in claims_of(name).values():
@@ -78,9 +79,9 @@ def test_an_experiment_is_called_the_same_everywhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_picture_is_of_its_experiment(name: str) -> None:
-    for target in (node["_target_"] for node in compose.source(name).get("pictures", {}).values()):
+    for target in (node["_target_"] for node in conf_files.source(name).get("pictures", {}).values()):
         module = target.rpartition(".")[0]
-        assert module in {f"lab.pictures.{member}" for member in compose.lineage(name)}, target
+        assert module in {f"lab.pictures.{member}" for member in conf_files.lineage(name)}, target
         assert "Picture" in bases(target), f"{target} is no Picture"
         assert docstring(target), f"{target} has no caption"
 
@@ -88,7 +89,7 @@ def test_a_picture_is_of_its_experiment(name: str) -> None:
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_an_experiment_is_recorded(name: str) -> None:
     folder = paths.EXPERIMENTS / name
-    drawn = ["figure", *compose.source(name).get("pictures", {})]
+    drawn = ["figure", *conf_files.source(name).get("pictures", {})]
     files = {"verdict.json", *(f"{picture}{suffix}" for picture in drawn for suffix in (".svg", ".png"))}
     there = {path.name for path in folder.iterdir()} - {"README.md"}
     assert files <= there, f"lab record has not put {', '.join(files - there)} into experiments/{name}"
@@ -113,7 +114,7 @@ def test_a_claim_is_made_by_its_experiment(target: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_claim_can_be_refuted(name: str) -> None:
-    claims, controls = set(claims_of(name)), compose.source(name)["controls"]
+    claims, controls = set(claims_of(name)), conf_files.source(name)["controls"]
     refuted = {claim for control in controls.values() for claim in control["refutes"]}
     assert refuted <= claims, f"controls name {refuted - claims}, which {name} does not claim"
     assert claims <= refuted, f"no control of {name} refutes {claims - refuted}"

@@ -15,7 +15,7 @@ import yaml
 from lab.cli import reproduce as command
 from lab.compose import compose, plain
 from lab.errors import Refusal
-from lab.reproduce import config_of, origin, outcome
+from lab.reproduce import config_of, may_be_made_in, origin, outcome
 from lab.rundir import RunDir, sealed
 
 CLAIM = {
@@ -185,6 +185,17 @@ def test_a_folder_that_holds_something_is_not_where_a_run_is_made_again(
     there, here = run(tmp_path / "a"), run(tmp_path / "b")
     with pytest.raises(Refusal, match=f"--run_dir {here} is not empty: .* choose another one"):
         command.main([str(there), f"--run_dir={here}"])
+
+
+def test_a_run_that_was_begun_again_goes_on_there(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "b")
+    assert may_be_made_in(run)
+    run.path.mkdir()
+    for name, goes_on in ((".lock", True), ("overrides", True), ("run.log", False), ("config.yaml", True)):
+        (run.path / name).write_text("")
+        assert may_be_made_in(run) == goes_on, name
+    run.verdict.write_text("")
+    assert not may_be_made_in(run), "it has been made again"
 
 
 def test_a_file_is_no_run_directory(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lab import loggers
+from lab import loggers, making
 from lab import run as module
 from lab.claim import Run
 from lab.claims import linear_regression, pca_autoencoder
@@ -46,7 +46,7 @@ def test_what_a_constructor_raises_is_refused_by_its_full_key(key: str, node: di
     if top == "data":
         cfg.data._target_ = "lab.data.gaussian_regression.GaussianRegression"
     with pytest.raises(Refusal) as refused:
-        module._made(cfg, top)
+        making.made(cfg, top)
     assert str(refused.value).startswith(said)
     assert "\n" not in str(refused.value)
 
@@ -142,7 +142,7 @@ def test_wandb_begins_after_the_last_refusal(monkeypatch: pytest.MonkeyPatch, tm
 def test_lightning_leaves_the_signals_to_the_lab(tmp_path: Path) -> None:
     """Its own handler would run a collective wherever a rank happens to be."""
     cfg = compose(["experiment=pca_autoencoder", "trainer.accelerator=cpu", "logger=none"])
-    trainer = module._trainer(cfg, RunDir(tmp_path), None, 0, [])
+    trainer = making.make_trainer(cfg, RunDir(tmp_path), None, 0, [])
     before = signal.getsignal(signal.SIGTERM)
     trainer._signal_connector.register_signal_handlers()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -29,7 +29,7 @@ def trained(tmp_path: Path) -> Path:
 def left_by(path: Path, experiment: str, *more: str) -> Path:
     import io
 
-    from lab.run import _made
+    from lab.making import made
 
     overrides = [f"experiment={experiment}", *more]
     cfg = compose(overrides)
@@ -37,7 +37,7 @@ def left_by(path: Path, experiment: str, *more: str) -> Path:
     path.mkdir()
     folder = RunDir(path)
     folder.freeze(cfg, overrides)
-    model = _made(folder.read_config(), "model")
+    model = made(folder.read_config(), "model")
     if experiment == "vae":
         model.mean.fill_(3.0)
     for step in (50, 100):

@@ -12,9 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from lab import compose, paths
 from lab.cli.sweep import main
+from lab.compose.files import experiments, lineage
 from lab.errors import Refusal
 from lab.sweep import plan
-from lab.sweep.search import Sampler, Search, _Trials, corners, space_of
+from lab.sweep.search import Sampler, Search, _Trials
+from lab.sweep.space import corners, space_of
 
 
 @pytest.mark.parametrize(
@@ -178,8 +180,8 @@ def test_a_ready_search_space_composes_and_predicts_an_optimum(sweep: str, exper
 
 
 def test_every_experiment_has_a_ready_search_space() -> None:
-    variants = {name for name in compose.experiments() if len(compose.lineage(name)) > 1}
-    assert sorted(READY.values()) == sorted(set(compose.experiments()) - variants)
+    variants = {name for name in experiments() if len(lineage(name)) > 1}
+    assert sorted(READY.values()) == sorted(set(experiments()) - variants)
 
 
 def test_a_study_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -197,6 +197,21 @@ def test_a_cluster_that_is_absent_or_refuses(stand_in: Any) -> None:
     assert not Path("s/jobs.json").exists()
 
 
+def test_the_environment_overrides_no_line_of_the_script(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stand in for a setting that is null are written down; none is left for sbatch to put first."""
+    said = {"ACCOUNT": "mine", "PARTITION": "other", "TIMELIMIT": "5", "ARRAY_INX": "7", "NO_REQUEUE": "1", "WAIT": "1"}
+    for key, value in said.items():
+        monkeypatch.setenv(f"SBATCH_{key}", value)
+    stand_in("squeue", "exit 0")
+    stand_in("sbatch", "export -p > environment; echo 17")
+    assert submit("k=2,4", "hydra.launcher.partition=gpu") == 0
+    assert "PATH=" in Path("environment").read_text()
+    assert "SBATCH_" not in Path("environment").read_text()
+    script = Path("s/job-0.sbatch").read_text()
+    for line in ("array=0-1", "partition=gpu", "account=mine", "time=5", "requeue"):
+        assert f"\n#SBATCH --{line}\n" in script
+
+
 def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
     for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
         with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):
@@ -400,6 +415,36 @@ def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     row = results.row("run", {}, Path("s/run"), None)
     assert (row.state, row.reason) == ("failed", "given up: 3 starts in a row saved no step")
     assert start(0) == 128 + signal.SIGTERM, "submitted again it has three starts again"
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (
+            "JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T00:00:01 X=1",
+            True,
+        ),
+        ("JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None X=1", False),
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-01-01T00:00:01 X=1", False),  # SLURM has queued it again
+    ],
+)
+def test_a_job_whose_tasks_alone_were_told_queues_again(
+    said: str, asked: bool, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("squeue", "exit 0")
+    submit("hydra.launcher.dry_run=true")
+    stand_in("scontrol", f'test "$1" != requeue && echo "{said}" && exit; echo "$@" >> asked; exit 1')
+    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(task, "redirect", lambda _: None)
+    monkeypatch.setattr(task, "_execute", lambda _: CRASHED)
+    before = signal.getsignal(task.WARNING)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    signal.signal(task.WARNING, before)
+    assert left.value.code == CRASHED
+    assert Path("asked").exists() == asked
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

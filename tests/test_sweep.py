@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -371,9 +372,19 @@ def test_the_table_is_kept_as_it_is_printed(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_results_csv_has_a_line_for_every_point(tmp_path: Path) -> None:
-    results.write_csv([row("a", 1.0, k="2"), row("b", math.nan, state="failed", k="4")], tmp_path / "results.csv")
-    lines = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(line["run"], line["k"], line["state"], line["objective"]) for line in lines] == [
-        ("a", "2", "done", "1.0"),
-        ("b", "4", "failed", ""),
+    bound = replace(row("c", 3.0, k="8"), compared="claim/bound/measured")
+    failed = replace(row("b", math.nan, state="failed", k="4"), compared="")
+    results.write_csv([row("a", 1.0, k="2"), failed, bound], tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    columns = ("run", "k", "state", "objective", "objective_name", "claims_held")
+    assert [tuple(line[column] for column in columns) for line in lines] == [
+        ("a", "2", "done", "1.0", "loss", "1"),
+        ("b", "4", "failed", "", "", "1"),
+        ("c", "8", "done", "3.0", "claim/bound/measured", "1"),
     ]
+
+
+def test_of_one_text_given_twice_the_last_counts() -> None:
+    points = plan.grid([*PCA, "seed=0,1", "model.net.k=2", "model.net.k=4", "model.net.k=2"])
+    assert [point.cfg.model.net.k for point in points] == [2, 2]

@@ -186,6 +186,7 @@ def lab(cfg: Any, part: str = "default") -> Outcome:
 
     from lab import run
     from lab.loggers import Wandb
+    from lab.making import make_trainer
     from lab.rundir import RunDir
 
     class Stopwatch(pl.Callback):
@@ -204,7 +205,7 @@ def lab(cfg: Any, part: str = "default") -> Outcome:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as folder:
         pl.seed_everything(cfg.seed, verbose=False)
-        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 0, [])
+        trainer = make_trainer(cfg, RunDir(Path(folder)), None, 0, [])
         trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):

@@ -273,11 +273,11 @@ def lab_train(cfg: Any, data: Any) -> Any:
     """Train as `lab.run` does; returns the model."""
     from hydra.utils import instantiate
 
-    from lab import run
+    from lab.making import make_trainer
     from lab.rundir import RunDir
 
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as folder:
-        trainer = run._trainer(cfg, RunDir(Path(folder)), None, 0, [])
+        trainer = make_trainer(cfg, RunDir(Path(folder)), None, 0, [])
         with trainer.init_module():
             model = instantiate(cfg.model)
         trainer.fit(model, datamodule=data)

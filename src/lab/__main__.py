@@ -41,7 +41,7 @@ def dispatch(argv: Sequence[str]) -> int:
     if first.lstrip("-") in VERBS:
         raise Refusal(f"{first} is not a flag, did you mean '{first.lstrip('-')}'?; see lab --help")
     if "=" not in first and first[0] not in "-+~":
-        from lab.compose import experiments
+        from lab.compose.files import experiments
 
         words = [*VERBS, *(f"experiment={name}" for name in experiments())]
         close = nearest(first, VERBS) or (

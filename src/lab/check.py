@@ -24,6 +24,7 @@ from lab.binding import (
     shown,
     walk,
 )
+from lab.compose.files import base_keys, experiments, read, source
 from lab.errors import Refusal, UnknownKey, nearest, nearest_key
 from lab.machine import check_machine
 from lab.rundir import FIGURE
@@ -82,8 +83,8 @@ def _check_run(cfg: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     config = compose.plain(cfg)
     for key, kind in _SCALARS.items():
         check_value(key, config[key], kind, raw[key], nodes=False)
-    if config["name"] not in compose.experiments():
-        close = nearest(config["name"], compose.experiments())
+    if config["name"] not in experiments():
+        close = nearest(config["name"], experiments())
         raise Refusal(f"name={config['name']} is not the name of a file in conf/experiment{close}")
     for key in _NODES:
         _require_target(key, config[key])
@@ -131,7 +132,7 @@ def _check_top_level(raw: dict[str, Any]) -> None:
     for key in raw:
         if key not in known:
             raise UnknownKey(key, shown(raw[key]), nearest(key, known), f"allowed: {', '.join(sorted(known))}")
-    for key in sorted(compose.base_keys() - raw.keys()):
+    for key in sorted(base_keys() - raw.keys()):
         raise Refusal(
             f"{key} is missing from the composition{'; logger=none means no logger' if key == 'logger' else ''}"
         )
@@ -139,7 +140,7 @@ def _check_top_level(raw: dict[str, Any]) -> None:
 
 def _top_level(raw: dict[str, Any]) -> set[str]:
     """The keys that every composition has, and the experiment's own variables."""
-    return compose.base_keys() | set(_interpolated(raw)) | set(_interpolated(compose.source(raw["name"])))
+    return base_keys() | set(_interpolated(raw)) | set(_interpolated(source(raw["name"])))
 
 
 def _elsewhere(wrong: str, raw: dict[str, Any]) -> list[str]:
@@ -165,7 +166,7 @@ def _endings(key: str) -> list[str]:
 def _of_sweeps(part: str) -> Iterator[str]:
     """What Hydra's launcher or sweeper takes, whichever of ours that is."""
     for path in sorted((paths.CONF / "hydra" / part).glob("*.yaml")):
-        yield from list(keys(f"hydra.{part}", compose.read(path)))[1:]
+        yield from list(keys(f"hydra.{part}", read(path)))[1:]
 
 
 def _interpolated(node: Any) -> Iterator[str]:

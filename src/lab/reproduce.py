@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lab import compose
 from lab.compare.load import Claim, claim, read_verdict
+from lab.compose.files import experiments
+from lab.compose.refusals import refusals
 from lab.errors import Refusal, nearest
 from lab.rundir import RunDir
 
@@ -50,7 +52,7 @@ def config_of(path: Path) -> tuple[DictConfig, list[str]]:
         return _recorded(path, record)
     from omegaconf import DictConfig, OmegaConf
 
-    with compose.refusals():
+    with refusals():
         cfg = OmegaConf.load(run.config)
     if not isinstance(cfg, DictConfig) or cfg.get("name") != record["experiment"]:
         raise Refusal(f"{path}: its config.yaml is not that of a run of {record['experiment']}")
@@ -66,7 +68,7 @@ def config_of(path: Path) -> tuple[DictConfig, list[str]]:
 def _recorded(path: Path, record: dict[str, Any]) -> tuple[DictConfig, list[str]]:
     """Of what `lab record` kept: the experiment's own config with the recorded seed and number of processes."""
     name, provenance = record["experiment"], record["provenance"]
-    known = compose.experiments()
+    known = experiments()
     if name not in known:
         raise Refusal(f"{path} is a run of {name}, which is no experiment here{nearest(name, known)}")
     seed, ranks = provenance.get("seed"), provenance.get("world_size")
@@ -98,6 +100,14 @@ def _refuse_strangers(path: Path, node: Any) -> None:
 def same_place(there: Path, here: Path) -> bool:
     """Whether the new run would write into the old one."""
     return here.resolve().is_relative_to(there.resolve())
+
+
+def may_be_made_in(run: RunDir) -> bool:
+    """Whether nothing lies there, or a run that was stopped before its verdict: that goes on, if it is the same one."""
+    if run.finished or not run.path.is_dir():
+        return not run.finished
+    begun = {run.overrides.name}  # written, like hidden files, before there is a run
+    return run.exists or all(file.name.startswith(".") or file.name in begun for file in run.path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------- provenance

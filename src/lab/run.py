@@ -6,13 +6,8 @@ import atexit
 import json
 import logging
 import os
-import re
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,21 +18,19 @@ fastimport.load_torchmetrics()  # before Lightning does
 
 import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402
-from hydra.errors import InstantiationException  # noqa: E402
-from hydra.utils import instantiate  # noqa: E402
-from lightning.fabric.plugins.environments import LightningEnvironment  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
+from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
-from lab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints  # noqa: E402
+from lab.callbacks.checkpoints import Checkpoints  # noqa: E402
 from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest  # noqa: E402
-from lab.loggers import MetricsFile, Wandb  # noqa: E402
+from lab.loggers import Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
+from lab.making import made, make_trainer  # noqa: E402
 from lab.pictures import Picture  # noqa: E402
 from lab.provenance import edited_since_submit, provenance  # noqa: E402
 from lab.rundir import FIGURE, MEETING, RunDir, write_atomically  # noqa: E402
+from lab.runlog import logging_to  # noqa: E402
 
 log = logging.getLogger("lab")
 
@@ -52,7 +45,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     started = time.perf_counter()
     cfg = run.read_config()
     rank = int(os.environ.get("RANK", "0"))
-    with _logging_to(run.log, rank):
+    with logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
@@ -62,13 +55,15 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
         if MEETING in os.environ:
             _meet(rank, ranks, cfg)
         pl.seed_everything(cfg.seed, verbose=False)
-        claims = {name: _made(cfg, f"claims.{name}") for name in cfg.claims}
-        pictures = {name: _made(cfg, f"pictures.{name}") for name in cfg.get("pictures", {})}
-        trainer = _trainer(cfg, run, checkpoint, rank, [_WorldSizeGuard(ranks), _BeforeTraining(claims, cfg, run.path)])
+        claims = {name: made(cfg, f"claims.{name}") for name in cfg.claims}
+        pictures = {name: made(cfg, f"pictures.{name}") for name in cfg.get("pictures", {})}
+        trainer = make_trainer(
+            cfg, run, checkpoint, rank, [_WorldSizeGuard(ranks), _BeforeTraining(claims, cfg, run.path)]
+        )
         try:
-            data = _made(cfg, "data")
+            data = made(cfg, "data")
             with trainer.init_module():
-                model = _made(cfg, "model")
+                model = made(cfg, "model")
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             whole = _gathered(cfg, trainer)
             if rank:
@@ -84,7 +79,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
 def trained(run: RunDir, checkpoint: Path) -> pl.LightningModule:
     """The model of a run with the weights of one of its checkpoints, on the CPU; no data are read."""
     cfg = run.read_config()
-    model: pl.LightningModule = _made(cfg, "model")
+    model: pl.LightningModule = made(cfg, "model")
     try:
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
         model.load_state_dict(state)
@@ -92,59 +87,6 @@ def trained(run: RunDir, checkpoint: Path) -> pl.LightningModule:
         said = " ".join(str(error).split())
         raise Refusal(f"{checkpoint} does not fit the run's model: {said[:200]}") from error
     return model.eval()
-
-
-def _trainer(cfg: DictConfig, run: RunDir, checkpoint: Path | None, rank: int, checks: list[pl.Callback]) -> pl.Trainer:
-    loggers: list[Any] = []
-    if rank == 0:
-        resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
-        loggers = [MetricsFile(run.metrics, resumed_at)]
-        loggers += [_made(cfg, f"logger.{name}", id=cfg.id, save_dir=str(run.path)) for name in cfg.logger]
-    options: dict[str, Any] = {}
-    if (ranks := world_size(cfg)) == 1:
-        options["strategy"] = "auto"
-    elif cfg.trainer.get("strategy", "auto") == "fsdp":  # one whole checkpoint, which AtomicCheckpointIO seals
-        options["strategy"] = ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    else:
-        # buffers are computed alike on every rank, there is nothing to broadcast at each forward
-        options["strategy"] = DDPStrategy(broadcast_buffers=False)
-    trainer: pl.Trainer = _made(
-        cfg,
-        "trainer",
-        logger=loggers,
-        callbacks=[*checks, *(_made(cfg, f"callbacks.{name}") for name in cfg.callbacks)],
-        plugins=[LightningEnvironment(), AtomicCheckpointIO()],
-        default_root_dir=str(run.path),
-        max_epochs=-1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    # what `deterministic` brings along is a help to find reads of memory that nobody wrote, at a write of every tensor
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # Checkpoints handles signals; Lightning would put its own handler in front, which runs a collective in mid-step
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer
-
-
-def _made(cfg: DictConfig, key: str, **more: Any) -> Any:
-    """What the node at `key` describes; whatever its constructors raise is a Refusal that names the node."""
-    try:
-        return instantiate(OmegaConf.select(cfg, key), **more)
-    except InstantiationException as error:
-        place = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
-        raise _refusal(place[1] if place else key, error.__cause__ or error) from error
-
-
-def _refusal(key: str, error: BaseException) -> Refusal:
-    """An error that the values of the node at `key` led to, in one line that says where it was raised."""
-    if isinstance(error, Refusal):
-        return error.within(key)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    said = " ".join(str(error).split()) or "no reason given"
-    return Refusal(f"{key}: {type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -225,7 +167,7 @@ def _gathered(cfg: DictConfig, trainer: pl.Trainer) -> pl.LightningModule:
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
             with trainer.init_module():
-                model = _made(cfg, "model")
+                model = made(cfg, "model")
             model.load_state_dict(state)
     return model
 
@@ -333,50 +275,3 @@ def _filterable(cfg: DictConfig) -> dict[str, Any]:
 
     walk("", OmegaConf.to_container(cfg, resolve=True))
     return {key: value for key, value in flat.items() if key.split(".")[0] not in ("controls", "run_dir")}
-
-
-class _AboveTheBar(logging.Handler):
-    """Lines on standard error that do not tear the progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _RunLog(logging.FileHandler):
-    """A full disk is said by whom it stops, in one line, not in a traceback for every line that finds no room."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
-@contextmanager
-def _logging_to(path: Path, rank: int) -> Iterator[None]:
-    """The lab's lines to the terminal and run.log; Lightning's and warnings to run.log alone."""
-    file = _RunLog(path if rank == 0 else os.devnull)
-    file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [
-        logging.getLogger(name) for name in ("lab", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
-    ]
-    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    for logger in loggers:
-        logger.handlers[:], logger.propagate = [file], False
-    log.setLevel(logging.INFO)
-    if rank == 0:
-        log.addHandler(_AboveTheBar())
-    logging.captureWarnings(True)
-    try:
-        yield
-    except Refusal as refusal:
-        log.handlers[:] = [file]
-        log.error("refused: %s", refusal)
-        raise
-    except Exception:
-        log.handlers[:] = [file]
-        log.exception("the run crashed")
-        raise
-    finally:
-        logging.captureWarnings(False)
-        for logger, handlers, propagate, level in before:
-            logger.handlers[:], logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        file.close()

@@ -153,6 +153,15 @@ class RunDir:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise self._damaged(self.verdict, f"{type(error).__name__}: {error}") from None
 
+    @property
+    def has_whole_verdict(self) -> bool:
+        """Whether the verdict can be read: it may be gone, or be no verdict any more."""
+        try:
+            self.read_verdict()
+        except Refusal:
+            return False
+        return True
+
     def _damaged(self, file: Path, why: str) -> Refusal:
         remedy = {
             self.config: "choose another run_dir, or remove this one",

@@ -206,6 +206,8 @@ STEPS = {
     "sinkhorn_ot": 300,
     "gnn": 300,
     "transformer": 300,
+    "diffusion_digits": 100,
+    "sinkhorn_ot_digits": 100,
 }
 CHEAP = {
     "diffusion": [  # fewer draws to judge by: these runs are about training
@@ -237,6 +239,20 @@ CHEAP = {
             for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")
         ),
         "pictures.in_context.sequences=256",
+    ],
+    "diffusion_digits": [
+        "data.batch_size=16",
+        "model.net.channels=[16,16]",
+        *(f"claims.{name}.images=10" for name in ("wiener", "gaussian_code", "any_schedule")),
+        "claims.frechet.n=50",
+        "claims.frechet.steps=2",
+    ],
+    "sinkhorn_ot_digits": [
+        "data.side=2",
+        "data.images=10",
+        "model.histograms.count=4",
+        "model.solver.tolerance=1e-4",
+        "model.solver.max_iterations=50",
     ],
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab.compose import source
+from lab.compose.files import source
 
 
 def test_a_citation_network_is_trained_on_and_judged(tmp_path: Path, planetoid: Any, finished: Any) -> None:

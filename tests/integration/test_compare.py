@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -346,11 +347,22 @@ def test_a_run_made_again_is_the_same_bit_by_bit(made: Path, lab: Lab, tmp_path:
     assert done.stdout.splitlines()[-1].startswith("reproduced bitwise: ")
 
 
-def test_a_run_of_two_ranks_is_made_again_with_two(made: Path, lab: Lab, tmp_path: Path) -> None:
-    done = lab(*SHORT, "trainer.devices=2", "logger=none", "run_dir=two", cwd=tmp_path)
+def test_a_run_of_two_ranks_is_made_again_with_two_and_goes_on_where_that_was_stopped(lab: Lab, tmp_path: Path) -> None:
+    saving = "callbacks.checkpoints.every_n_steps=50"
+    done = lab(*SHORT, saving, "trainer.devices=2", "logger=none", "run_dir=two", cwd=tmp_path)
     assert done.returncode == REFUTED, done.stderr
-    done = lab("reproduce", "two", "--run_dir=again", cwd=tmp_path)
+    command = ["reproduce", "two", "--run_dir=again"]
+    process = subprocess.Popen([sys.executable, "-m", "lab", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "again/checkpoints/step-000000050.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.endswith(f"lab: not made again yet; go on with: lab {' '.join(command)}\n")
+    done = lab(*command, cwd=tmp_path)
     assert done.returncode == HOLDS, done.stderr
+    assert "resuming again from step-" in done.stderr
     assert re.search(r"^  ✓ world size +2", done.stdout, re.MULTILINE)
     assert "reproduced bitwise" in done.stdout
 

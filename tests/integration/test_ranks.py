@@ -38,6 +38,8 @@ ALLOWED = {
     "sinkhorn_ot": 256,
     "gnn": 256,
     "transformer": 256,
+    "diffusion_digits": 2048,  # biases that begin at 0 and whose gradient is next to nothing: 567 after 10 steps and 50
+    "sinkhorn_ot_digits": 32,
 }
 MINIBATCH = ["data.batch_size=64"]
 AT_SCALE = ["model.accumulate=3", "model.clip=50", "model.ema=0.99"]
@@ -52,6 +54,8 @@ DEFAULT = {
     "sinkhorn_ot": "32-true",
     "gnn": "32-true",
     "transformer": "32-true",
+    "diffusion_digits": "32-true",
+    "sinkhorn_ot_digits": "32-true",
 }
 
 
@@ -85,6 +89,8 @@ def distance(run: Any, other: Any) -> dict[str, float]:
         ("transformer", "32-true", BRIEFLY),
         ("transformer", "64-true", BRIEFLY),
         ("transformer", "32-true", [*BRIEFLY, *AT_SCALE]),
+        ("diffusion_digits", "32-true", BRIEFLY),
+        ("sinkhorn_ot_digits", "32-true", BRIEFLY),
     ],
 )
 def test_two_ranks_train_what_one_does(

@@ -20,6 +20,8 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 pytestmark = pytest.mark.slurm
 
@@ -28,7 +30,7 @@ PATIENCE = 240.0
 ENVIRONMENT = {
     key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SLURM_")) or key == "SLURM_CONF"
 } | {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
-ENDLESS = ["trainer.max_steps=1000000", "callbacks.checkpoints.keep=2", "hydra.launcher.setup=['renice -n 19 $$']"]
+ENDLESS = "trainer.max_steps=1000000"
 ALLOWED = 32 * 2.0**-23
 """As in test_ranks.py: two ranks add the same terms in another order."""
 
@@ -113,11 +115,14 @@ def sweep(tmp_path: Path, words: Any) -> Iterator[Callable[..., Submitted]]:
             subprocess.run(["scancel", *json.loads((each.path / "jobs.json").read_text()).values()], check=False)
 
 
-def test_a_sweep_is_an_array(sweep: Any) -> None:
+def test_a_sweep_is_an_array(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in (("ARRAY_INX", "7"), ("NO_REQUEUE", "1"), ("OUTPUT", "/dev/null")):
+        monkeypatch.setitem(ENVIRONMENT, f"SBATCH_{key}", value)
     array = sweep("array", ["k=2,4", "seed=0,1"], "wait=true", "poll_seconds=0.5", "max_running=2")
     said = array.submit()
     assert f"submitted 4 runs as job {array.job}" in said
     assert "4 of 4 runs finished" in said
+    assert shown(array.job).count(" Requeue=1 ") == 4, "SBATCH_* of the environment override nothing of the script"
     assert (array.path / "results.csv").read_text().count("done") == 4
     assert "4 runs: 4 done" in array.status()
     submitted = json.loads((array.path / "k=2,seed=0/submitted.json").read_text())
@@ -145,20 +150,48 @@ def test_two_nodes_train_what_one_process_does(
     assert 0 < max(apart.values()) <= ALLOWED, apart
 
 
-@pytest.mark.parametrize("spread", ["trainer.devices=2", "trainer.num_nodes=2"])
-def test_preempted(spread: str, sweep: Any, finished: Any, words: Any, outcome: Any) -> None:
-    run = sweep("preempted", [spread])
+@pytest.mark.parametrize(
+    ("spread", "taken"),
+    [
+        ("trainer.devices=2", ["scontrol", "requeue"]),
+        # the nodes go to another job after a grace time, in which SLURM tells srun's tasks but not the script
+        ("trainer.num_nodes=2", ["sbatch", "-Q", "-purgent", "-N2", "--exclusive", "-o/dev/null", "--wrap=true"]),
+    ],
+)
+def test_preempted(spread: str, taken: list[str], sweep: Any, finished: Any, words: Any, outcome: Any) -> None:
+    """Warned by the signal that comes before a limit, then by SLURM, which queues again by itself."""
+    long = "trainer.max_steps=1500"
+    run = sweep("preempted", [spread, long])
+    run.words.remove("logger=none")
     run.submit()
     run.wait_for_step(100)
     subprocess.run(["scancel", "--signal=USR1", "--batch", f"{run.job}_0"], check=True)
     run.wait_for(lambda: "queues again" in run.console(), "queued again")
-    saved = run.saved()
+    saved = [run.saved()]
     status = run.wait_for_status(r"queued .* BeginTime")
     assert f"{run.job}_0" in status
+    run.wait_for_step(saved[0] + 100)
+    subprocess.run([*taken, *[f"{run.job}_0"] * (taken[0] == "scontrol")], check=True)
+    run.wait_for(lambda: run.console().count("SIGTERM: saved") == 2, "saved again")
+    saved.append(run.saved())
+    run.wait_for_status(r"queued .* BeginTime")
     run.wait_for((run.first / "verdict.json").exists, "finished")
-    assert f"SIGTERM: saved at step {saved}" in run.console()
-    assert f"resuming {run.first} from step-{saved:09d}.ckpt" in run.console()
-    assert outcome(run.first).differs_from(finished(words("pca_autoencoder", "trainer.devices=2"))) == []
+    for step in saved:
+        assert f"SIGTERM: saved at step {step}" in run.console()
+        assert f"resuming {run.first} from step-{step:09d}.ckpt" in run.console()
+    assert "Restarts=2 " in shown(f"{run.job}_0")
+    assert outcome(run.first).differs_from(finished(words("pca_autoencoder", "trainer.devices=2", long))) == []
+    assert wandb_ids(run.first) == [OmegaConf.load(run.first / "config.yaml").id] * 3
+
+
+def shown(job: str) -> str:
+    """What the controller knows of a job."""
+    return subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
+
+
+def wandb_ids(run: Path) -> list[str]:
+    """The id of wandb's run at each start."""
+    return [folder.name.split("-", 3)[3] for folder in sorted(run.glob("wandb/offline-run-*"))]
 
 
 def test_a_node_is_lost(sweep: Any, finished: Any, words: Any, outcome: Any) -> None:
@@ -178,8 +211,7 @@ def test_a_node_is_lost(sweep: Any, finished: Any, words: Any, outcome: Any) -> 
 
 def kill_node(node: str, job: str) -> None:
     """What a power cut does: the node's daemon and every process of the job are gone at once."""
-    shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=True).stdout
-    (number,) = re.findall(r"JobId=(\d+)", shown.replace("ArrayJobId", ""))[:1]
+    (number,) = re.findall(r"JobId=(\d+)", shown(job).replace("ArrayJobId", ""))[:1]
     pids = [int((Path(os.environ["SLURM_CONF"]).parent / f"run/slurmd.{node}.pid").read_text())]
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -266,23 +298,49 @@ def test_a_search_in_which_nothing_can_run_ends(sweep: Any) -> None:
     assert "2 runs: 2 failed" in search.status()
 
 
-def test_over_the_time_limit(sweep: Any) -> None:
-    warned = sweep("warned", ENDLESS, "time=1", "signal_seconds=30")
-    unwarned = sweep("unwarned", ENDLESS, "time=1", "signal_seconds=0")
+def test_over_the_time_limit(sweep: Any, start: Any, tmp_path: Path) -> None:
+    warned = sweep("warned", [ENDLESS], "time=1", "signal_seconds=30")
+    unwarned = sweep("unwarned", [ENDLESS], "time=1", "signal_seconds=0", "setup=['renice -n 19 $$']")
+    warned.words.remove("logger=none")
     for run in (warned, unwarned):
         run.submit()
 
     # SLURM may warn a minute early, before there is anything to save; the run then begins once more
-    saved = warned.wait_for(lambda: re.search(r"SIGTERM: saved at step (\d+)", warned.console()), "saved")[1]
-    warned.wait_for(lambda: f"from step-{int(saved):09d}.ckpt" in warned.console(), "resumed")
+    saved = int(warned.wait_for(lambda: re.search(r"SIGTERM: saved at step (\d+)", warned.console()), "saved")[1])
+    warned.wait_for(lambda: f"from step-{saved:09d}.ckpt" in warned.console(), "resumed")
     assert f"lab: job {warned.job}_0 queues again" in warned.console()
+    beyond = saved // 50 * 50 + 100
+    warned.wait_for_step(beyond)
     lab("cancel", str(warned.path))
+    assert set(ids := wandb_ids(warned.first)) == {OmegaConf.load(warned.first / "config.yaml").id}
+    assert len(ids) >= 2
 
     status = unwarned.wait_for_status(r"1 failed")
-    saved = unwarned.saved()
-    assert re.search(rf"run +failed +{unwarned.job}_0 +{saved} +over its time limit", status)
-    assert f"SIGTERM: saved at step {saved}" in unwarned.console()
+    last = unwarned.saved()
+    assert re.search(rf"run +failed +{unwarned.job}_0 +{last} +over its time limit", status)
+    assert f"SIGTERM: saved at step {last}" in unwarned.console()
     assert "queues again" not in unwarned.console()
+
+    copy = tmp_path / "copy"  # goes through the step at which the other was stopped, from one before it
+    shutil.copytree(warned.first, copy, ignore=shutil.ignore_patterns("wandb", "slurm_job", ".lock"))
+    for checkpoint in copy.glob("checkpoints/step-*.ckpt"):
+        if int(checkpoint.stem[5:]) >= saved:
+            checkpoint.unlink()
+    going_on = start(copy, [])
+    going_on.wait_for_step(beyond)
+    going_on.stop(signal.SIGTERM)
+    assert trained_until(copy, beyond) == trained_until(warned.first, beyond)
+
+
+def trained_until(run: Path, step: int) -> tuple[dict[str, bytes], list[str]]:
+    """(what the checkpoint of a step holds, bit by bit; the rows of metrics.csv before it)"""
+    checkpoint = torch.load(run / f"checkpoints/step-{step:09d}.ckpt", weights_only=True)
+    slots = {
+        f"{i} {name}": value for i, s in checkpoint["optimizer_states"][0]["state"].items() for name, value in s.items()
+    }
+    held = {name: value.numpy().tobytes() for name, value in (checkpoint["state_dict"] | slots).items()}
+    rows = (run / "metrics.csv").read_text().splitlines()
+    return held, [row for row in rows[1:] if int(row.partition(",")[0]) < step]
 
 
 def test_a_job_that_cannot_start_says_why(sweep: Any) -> None:

@@ -93,6 +93,17 @@ def stop_and_finish(
     assert outcome(at).differs_from(finished(command)) == []
 
 
+@pytest.mark.parametrize("variant", ["diffusion_digits", "sinkhorn_ot_digits"])
+def test_a_variant_goes_on_too(
+    variant: str, start: Any, finished: Any, words: Any, steps: Any, partial: Any, outcome: Any
+) -> None:
+    command = words(variant)
+    at = partial(command, steps[variant] // 2)
+    _, err = start(at, command).end()
+    assert f"resuming {at} from step-{steps[variant] // 2:09d}.ckpt" in err
+    assert outcome(at).differs_from(finished(command)) == []
+
+
 def test_a_signal_before_training_ends_the_run_at_once(start: Any, words: Any, at: Path) -> None:
     for more, signum in (([], signal.SIGTERM), (["trainer.devices=2"], signal.SIGINT)):
         run = start(at.with_name(f"run-{signum.name}"), words("pca_autoencoder", *more))

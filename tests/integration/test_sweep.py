@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,16 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert [row["run"] for row in rows(tmp_path)] == [f"trial-{i:04d}" for i in range(6)]
     assert {row["state"] for row in rows(tmp_path)} == {"done"}
 
+    measured = [row["objective"] for row in rows(tmp_path)]
+    (tmp_path / "sweep/trial-0002/verdict.json").write_text("{")
+    (tmp_path / "sweep/trial-0004/verdict.json").unlink()
+    process = start(tmp_path, *search)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "trial-0002/verdict.json is not whole: kept as verdict.json.damaged, and the run is judged again" in output
+    assert [row["objective"] for row in rows(tmp_path)] == measured
+    assert {row["state"] for row in rows(tmp_path)} == {"done"}
+
 
 def test_a_trial_that_falls_behind_is_stopped_early_and_marked(tmp_path: Path) -> None:
     search = ["hydra/sweeper=optuna", "hydra.sweeper.pruner=median", "hydra.sweeper.startup_trials=2"]
@@ -226,14 +237,15 @@ def test_a_trial_that_falls_behind_is_stopped_early_and_marked(tmp_path: Path) -
     assert steps[2] < 2999
 
 
-def test_the_command_that_wandbs_agent_would_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "ranks"), [("bottleneck", 2), ("step_size", 1)])
+def test_the_command_that_wandbs_agent_would_run(name: str, ranks: int, tmp_path: Path) -> None:
     import yaml
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     from lab import paths
 
-    sweep = yaml.safe_load((paths.CONF / "sweep" / "wandb" / "bottleneck.yaml").read_text())
-    chosen = {k: {"value": v["value"] if "value" in v else v["values"][0]} for k, v in sweep["parameters"].items()}
+    sweep = yaml.safe_load((paths.CONF / "sweep" / "wandb" / f"{name}.yaml").read_text())
+    chosen = {key: {"value": proposed(space)} for key, space in sweep["parameters"].items()}
     arguments = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
     command = [w for w in create_sweep_command(sweep["command"]) if w != "${args_no_hyphens}"]
     assert command[-1] == "lab"
@@ -248,5 +260,27 @@ def test_the_command_that_wandbs_agent_would_run(tmp_path: Path) -> None:
     )
     assert ran.returncode == 3, ran.stderr  # 20 steps are too few for the claims
     verdict = json.loads((tmp_path / "trial" / "verdict.json").read_text())
-    assert verdict["provenance"]["world_size"] == 2
+    assert verdict["provenance"]["world_size"] == ranks
     assert len(list((tmp_path / "trial" / "wandb").glob("offline-run-*-agent42"))) == 1
+    frozen = yaml.safe_load((tmp_path / "trial" / "config.yaml").read_text())
+    swept = {key for key, space in sweep["parameters"].items() if "value" not in space}
+    for key in swept:
+        assert value_at(frozen, key) == chosen[key]["value"], key
+    kind, _, name = sweep["metric"]["name"].partition("/")
+    with (tmp_path / "trial" / "metrics.csv").open() as file:
+        losses = next(csv.reader(file))
+    claims = [f"{claim['name']}/measured" for claim in verdict["claims"]]
+    assert name in claims if kind == "claim" else f"{kind}/{name}" in losses, "what the sweep goes by is logged"
+
+
+def proposed(space: dict[str, object]) -> object:
+    """A value that wandb might choose from what a sweep says of a parameter."""
+    if "value" in space:
+        return space["value"]
+    return space["values"][0] if "values" in space else space["min"]  # type: ignore[index]
+
+
+def value_at(config: Any, key: str) -> object:
+    for name in key.split("."):
+        config = config[name]
+    return config

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import compose, paths
+from lab import paths
+from lab.compose.files import experiments, lineage, source
 from lab.errors import Refusal, nearest
 from lab.signature import first_docstring_line
 
@@ -64,16 +65,16 @@ class Entry:
     @property
     def page(self) -> Path | None:
         """Its theory page: its own, or that of the experiment it varies."""
-        pages = (paths.EXPERIMENTS / name / "README.md" for name in compose.lineage(self.name))
+        pages = (paths.EXPERIMENTS / name / "README.md" for name in lineage(self.name))
         return next((page for page in pages if page.is_file()), None)
 
 
 def entry(name: str) -> Entry:
     """The experiment called `name`; a Refusal when there is none."""
-    known = compose.experiments()
+    known = experiments()
     if name not in known:
         raise Refusal(f"there is no experiment {name}{nearest(name, known)}; allowed: {', '.join(known)}")
-    said = compose.source(name)
+    said = source(name)
     claims = {claim: str(node.get("_target_", "")) for claim, node in _mapping(said, "claims").items()}
     return Entry(
         name,
@@ -88,7 +89,7 @@ def entry(name: str) -> Entry:
 def by_chapter() -> dict[int, list[Entry]]:
     """All experiments, chapter by chapter."""
     chapters: dict[int, list[Entry]] = {}
-    for found in sorted(map(entry, compose.experiments()), key=lambda e: (e.chapter, e.name)):
+    for found in sorted(map(entry, experiments()), key=lambda e: (e.chapter, e.name)):
         chapters.setdefault(found.chapter, []).append(found)
     return chapters
 

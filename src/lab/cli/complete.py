@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from lab import compose
+from lab.compose.files import experiments
 from lab.errors import HOLDS
 
 FLAGS = {
@@ -56,7 +57,7 @@ def offered(line: str) -> list[str] | None:
         return None
     choices: list[str] = list(FLAGS[verb]) if word.startswith("-") else []
     if not word.startswith("-") and (verb == "verify" or (verb == "show" and len(before) == 1)):
-        choices = compose.experiments()
+        choices = experiments()
     return [choice for choice in choices if choice.startswith(word)]
 
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lab import compose, paths
+from lab import paths
 from lab.cli.arguments import Arguments
 from lab.cli.catalogue import Entry, by_chapter, foreign_override, heading
+from lab.compose.files import experiments
 from lab.errors import CRASHED, HOLDS, Refusal, nearest
 from lab.rundir import FIGURE, RunDir, write_atomically
 
@@ -81,7 +82,7 @@ def _refuse_unfit(
     run: RunDir, name: str, control: str | None, holds: bool, provenance: dict[str, Any], allow_dirty: bool
 ) -> None:
     """Refuse what would not be a fair record of the experiment."""
-    known = compose.experiments()
+    known = experiments()
     if name not in known:
         raise Refusal(f"{run.path} is a run of {name}, which is no experiment here{nearest(name, known)}")
     if control is not None:

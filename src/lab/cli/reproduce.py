@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from lab import paths
@@ -24,7 +26,10 @@ def main(argv: list[str]) -> int:
     arguments = Arguments("reproduce", DESCRIPTION)
     arguments.add_argument("run_directory", type=Path, help="outputs/<name>/<id>, or experiments/<name>")
     arguments.add_argument(
-        "--run_dir", "--run-dir", type=Path, help="of the new run, not there yet; default: outputs/<name>/<id>"
+        "--run_dir",
+        "--run-dir",
+        type=Path,
+        help="of the new run, not there yet or begun by the same command; default: outputs/<name>/<id>",
     )
     given = arguments.parse_args(argv)
     from lab import check, reproduce
@@ -36,14 +41,17 @@ def main(argv: list[str]) -> int:
     from lab.launch import launch
     from lab.rundir import RunDir
 
-    here = RunDir.choose(cfg, paths.OUTPUTS).path
+    made = RunDir.choose(cfg, paths.OUTPUTS)
+    here = made.path
     if reproduce.same_place(there, here):
         raise Refusal(f"--run_dir {here} is the run that is to be reproduced; choose a folder outside it")
-    if here.is_dir() and any(here.iterdir()):
+    if not reproduce.may_be_made_in(made):
         raise Refusal(f"--run_dir {here} is not empty: a run is made again in a folder of its own; choose another one")
     cfg.run_dir = str(here)
     code = launch(cfg, overrides)
     if code not in (HOLDS, REFUTED):
+        command = shlex.join(["lab", "reproduce", str(there), f"--run_dir={here}"])
+        print(f"lab: not made again yet; go on with: {command}", file=sys.stderr)
         return code
     found, lines = reproduce.outcome(there, here)
     for heading, part in (

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import compose, paths
+from lab.compose.overrides import parse, rewrite, verbatim
+from lab.compose.refusals import refusals
 from lab.errors import HOLDS, Refusal, nearest
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _ELSEWHERE = ("--config-path", "--config-name", "--config-dir", "--experimental-
 def main(argv: list[str]) -> int:
     """Run what the arguments describe; returns the exit code."""
     flags, overrides = split(argv)
-    overrides = [compose.verbatim(text) for text in overrides]
+    overrides = [verbatim(text) for text in overrides]
     flags.pop("--run", None)
     if "--version" in flags:
         from hydra import __version__ as hydra_version
@@ -101,7 +103,7 @@ def _run(overrides: list[str]) -> int:
 
 def _refuse_ignored(overrides: list[str]) -> None:
     """Refuse what would silently change nothing in a single run."""
-    for override in map(compose.parse, overrides):
+    for override in map(parse, overrides):
         key = override.key_or_group
         if key == "hydra.run.dir":
             raise Refusal(f"{override.input_line} changes nothing: run_dir=<path> chooses where a run is written")
@@ -111,7 +113,7 @@ def _refuse_ignored(overrides: list[str]) -> None:
 
 def _frozen(overrides: list[str]) -> DictConfig | None:
     """The config of the run that a lone `run_dir=<path>` continues; None where the overrides describe a run."""
-    values = {override.key_or_group: override.value() for override in map(compose.parse, overrides)}
+    values = {override.key_or_group: override.value() for override in map(parse, overrides)}
     if "run_dir" not in values or "experiment" in values:
         return None
     from lab.rundir import RunDir
@@ -140,10 +142,10 @@ def _with_hydra(flags: dict[str, str | None], overrides: list[str]) -> int:
 
             check.check_config(cfg)
     if "--shell-completion" not in flags and overrides:
-        overrides = compose.rewrite(overrides)
+        overrides = rewrite(overrides)
     words = [word for flag, value in flags.items() for word in (flag, value) if word is not None]
     codes: list[int] = []
-    with _hydra_argv([*words, *overrides]), compose.refusals():
+    with _hydra_argv([*words, *overrides]), refusals():
         _hydra_main(codes)()
     return max(codes, default=HOLDS)
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lab import check, compose, paths
+from lab.compose.overrides import chooses_group, parse
 from lab.errors import HOLDS, Refusal, nearest
 from lab.launch import refuse_full_disk
 from lab.rundir import RunDir
@@ -27,7 +28,7 @@ def main(overrides: Sequence[str]) -> int:
     """Run the sweep that the overrides describe, or what is left of it; returns its exit code."""
     for text in overrides:
         _refuse_ignored(text)
-    groups = [next(plan.choices_of(text)) for text in overrides if compose.chooses_group(text)]
+    groups = [next(plan.choices_of(text)) for text in overrides if chooses_group(text)]
     _, hydra = compose.compose_with_hydra(groups)
     for part in ("launcher", "sweeper"):
         _require_ours(part, hydra)
@@ -37,7 +38,7 @@ def main(overrides: Sequence[str]) -> int:
         OmegaConf.update(hydra, "sweeper", given | {"_target_": _GRID}, merge=False, force_add=True)
     sweeper = _made("sweeper", hydra)
     texts = plan.with_params(overrides, hydra)
-    swept = {compose.parse(text).key_or_group for text in texts if compose.parse(text).is_sweep_override()}
+    swept = {parse(text).key_or_group for text in texts if parse(text).is_sweep_override()}
     for key in sweeper.optimum.values.keys() - swept:
         raise Refusal(
             f"hydra.sweeper.optimum.{key} is not swept; swept: {', '.join(swept) or 'nothing'}{nearest(key, swept)}"
@@ -47,7 +48,7 @@ def main(overrides: Sequence[str]) -> int:
 
 def _refuse_ignored(text: str) -> None:
     """Refuse a key of Hydra's that would change nothing, and several values where a sweep has one."""
-    override = compose.parse(text)
+    override = parse(text)
     key = override.key_or_group
     if override.is_sweep_override() and (key == "sweep" or key.startswith("hydra")):
         raise Refusal(f"{text} is not allowed: a sweep has one {key}")
@@ -80,7 +81,7 @@ def _grid(texts: list[str], hydra: Any, launcher: Any, sweeper: Any) -> int:
 
 
 def _search(texts: list[str], hydra: Any, launcher: Any, search: Any) -> int:
-    from lab.sweep.search import corners, space_of
+    from lab.sweep.space import corners, space_of
 
     if not launcher.reports:
         raise Refusal("a search needs the results of its trials: hydra.launcher.wait=true, dry_run=false")

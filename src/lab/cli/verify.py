@@ -14,6 +14,8 @@ from typing import Any
 
 from lab import compose, paths
 from lab.cli.arguments import Arguments
+from lab.compose.files import experiments
+from lab.compose.overrides import parse
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal, nearest
 from lab.machine import needs_files
 
@@ -51,10 +53,10 @@ def main(argv: list[str]) -> int:
             raise Refusal(f"--{flag} {getattr(given, flag)} is out of range; allowed: at least 1")
     if given.seeds > MOST_SEEDS:
         raise Refusal(f"--seeds {given.seeds} is out of range; allowed: at most {MOST_SEEDS}")
-    for override in map(compose.parse, given.more):
+    for override in map(parse, given.more):
         if (key := override.key_or_group) in OWN:
             raise Refusal(f"--set {override.input_line} is not allowed: {OWN[key]}")
-    known = compose.experiments()
+    known = experiments()
     for name in given.names:
         if name not in known:
             raise Refusal(f"{name} is not an experiment; allowed: {', '.join(known)}{nearest(name, known)}")

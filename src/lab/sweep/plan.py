@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab import compose, paths
 from lab.check import check_config, check_run
+from lab.compose.files import options
+from lab.compose.overrides import chooses_group, parse
+from lab.compose.refusals import refusals
 from lab.errors import Refusal
 from lab.machine import check_output
 from lab.rundir import RunDir, write_atomically
@@ -115,15 +118,12 @@ class Sweep:
 
 
 def _set_aside_unreadable(run: RunDir) -> None:
-    if not run.finished:
+    if not run.finished or run.has_whole_verdict:
         return
-    try:
-        run.read_verdict()
-    except Refusal:
-        names = (f"{run.verdict.name}.damaged{number or ''}" for number in itertools.count())
-        aside = next(path for name in names if not (path := run.path / name).exists())
-        run.verdict.rename(aside)
-        print(f"lab: {run.verdict} is not whole: kept as {aside.name}, and the run is judged again", file=sys.stderr)
+    names = (f"{run.verdict.name}.damaged{number or ''}" for number in itertools.count())
+    aside = next(path for name in names if not (path := run.path / name).exists())
+    run.verdict.rename(aside)
+    print(f"lab: {run.verdict} is not whole: kept as {aside.name}, and the run is judged again", file=sys.stderr)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -159,21 +159,22 @@ def _wrong(entry: Any) -> str:
 
 def with_params(overrides: Sequence[str], hydra: DictConfig) -> list[str]:
     """A sweep's overrides: those of `hydra.sweeper.params`, then the command line's, which win; none of Hydra's own."""
-    given = {compose.parse(text).key_or_group for text in overrides}
+    given = {parse(text).key_or_group for text in overrides}
     params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in given]
-    return [text for text in (*params, *overrides) if not compose.parse(text).key_or_group.startswith("hydra")]
+    return [text for text in (*params, *overrides) if not parse(text).key_or_group.startswith("hydra")]
 
 
 def grid(texts: Sequence[str]) -> list[Point]:
     """Every combination of the values that the overrides give, composed and checked before the first one starts."""
     require_one_each(texts)
+    texts = list(dict.fromkeys(reversed(texts)))[::-1]  # of the same text given twice the last counts, as elsewhere
     choices = {text: list(choices_of(text)) for text in texts}
-    swept = [text for text in choices if compose.parse(text).is_sweep_override()]
+    swept = [text for text in choices if parse(text).is_sweep_override()]
     composer = Composer()
     points: dict[str, Point] = {}
     for combination in itertools.product(*choices.values()):
         values = {
-            compose.parse(text).key_or_group: chosen.partition("=")[2]
+            parse(text).key_or_group: chosen.partition("=")[2]
             for text, chosen in zip(choices, combination, strict=True)
             if text in swept
         }
@@ -188,9 +189,9 @@ def require_one_each(texts: Iterable[str]) -> None:
     """Refuse a key that is given twice where one of the two sweeps: Hydra takes the last, whatever the first says."""
     given: dict[str, str] = {}
     for text in texts:
-        override = compose.parse(text)
+        override = parse(text)
         before = given.get(override.key_or_group)
-        if before and (override.is_sweep_override() or compose.parse(before).is_sweep_override()):
+        if before and (override.is_sweep_override() or parse(before).is_sweep_override()):
             raise Refusal(f"{override.key_or_group} is given twice: {before} and {text}; a sweep takes one of them")
         given[override.key_or_group] = text
 
@@ -201,7 +202,7 @@ def _said(values: Mapping[str, str]) -> str:
 
 def choices_of(text: str) -> Iterator[str]:
     """The overrides that one override of a sweep stands for."""
-    override = compose.parse(text)
+    override = parse(text)
     if not override.is_sweep_override():
         yield text
     elif override.is_discrete_sweep():
@@ -225,9 +226,9 @@ def _values(text: str, override: Override) -> Iterator[str]:
         raise Refusal(f"{text} is not allowed: a range whose step is 0 has no end")
     if not isinstance(value, Glob):
         return override.sweep_string_iterator()
-    if not compose.chooses_group(text):
+    if not chooses_group(text):
         raise Refusal(f"{text} is not allowed: glob chooses among the files of a config group, and {key} is none")
-    return iter(value.filter(compose.options(key)))
+    return iter(value.filter(options(key)))
 
 
 class Composer:
@@ -239,9 +240,9 @@ class Composer:
     def point(self, overrides: Sequence[str], values: Mapping[str, str], name: str | None = None) -> Point:
         """The checked point of these overrides; `values` are those that set it apart."""
         for text in overrides:
-            if (key := compose.parse(text).key_or_group) in _EACH_POINT:
+            if (key := parse(text).key_or_group) in _EACH_POINT:
                 raise Refusal(f"{text}: a sweep sets {key} for each of its runs; hydra.sweep.dir chooses their folder")
-        groups = tuple(text for text in overrides if compose.chooses_group(text))
+        groups = tuple(text for text in overrides if chooses_group(text))
         if groups not in self._bases:
             self._bases[groups] = compose.compose(groups)
             check_config(self._bases[groups])  # with the controls, which no point changes
@@ -276,7 +277,7 @@ def folder(hydra: DictConfig, experiment: str, content: Sequence[str]) -> Path:
 
     Refuses one that cannot be made and written.
     """
-    with compose.refusals():
+    with refusals():
         named = hydra.sweep.dir
     if not isinstance(named, str | int | float) or named == "":
         raise Refusal(f"hydra.sweep.dir={named} is not allowed: a folder, or auto")

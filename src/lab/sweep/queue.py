@@ -144,6 +144,18 @@ def cancel(jobs: Iterable[Job]) -> None:
     _ask("scancel", *(job.id for job in jobs))
 
 
+def preempted(job: str) -> bool:
+    """Whether SLURM takes a running job's nodes for another: the tasks of `srun` are told, the script is not.
+
+    One that SLURM has ended, to queue it again or not, does not run.
+    """
+    try:
+        shown = " ".join(_ask("scontrol", "--oneliner", "show", "job", job))
+    except Refusal:
+        return False
+    return bool(re.search(r"\bJobState=RUNNING\b.*\bPreemptTime=\d", shown))
+
+
 def _executed_by(file: Path) -> str:
     """The job that executed a run last, or "": none has, or the file is damaged, which hides no other run."""
     try:

@@ -165,15 +165,19 @@ def metrics(path: Path) -> dict[str, list[float]]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a point, every swept value and every claim's measurement in a column of its own."""
+    """One line a point, every swept value and every claim's measurement in a column of its own.
+
+    What the objective is stands beside it: runs of several experiments are not all compared by the same number.
+    """
     swept = list(dict.fromkeys(key for row in rows for key in row.values))
     claims = list(dict.fromkeys(name for row in rows for name in row.measured))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    columns = ["state", "objective", "claims_held", "claims", "holds", "seconds", "run_dir", "reason"]
+    columns = ["state", "objective", "objective_name", "claims_held", "claims", "holds", "seconds", "run_dir", "reason"]
     writer.writerow(["run", *swept, *columns, *(f"claim/{name}/measured" for name in claims)])
     for row in rows:
-        said = [row.state, _cell(row.objective), row.held, row.claims, str(row.holds).lower(), _cell(row.seconds)]
+        said = [row.state, _cell(row.objective), row.compared, row.held, row.claims]
+        said += [str(row.holds).lower(), _cell(row.seconds)]
         measured = [_cell(row.measured.get(name, math.nan)) for name in claims]
         values = [row.values.get(key, "") for key in swept]
         writer.writerow([row.name, *values, *said, row.path, row.reason, *measured])

@@ -11,21 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lab import compose
 from lab.errors import HOLDS, Refusal
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue, results
 from lab.sweep.grid import Direction, Optimum
 from lab.sweep.local import CONSOLE, Local, Progress, exit_code
-from lab.sweep.plan import Composer, Point, Sweep, require_one_each
+from lab.sweep.plan import Composer, Point, Sweep
 from lab.types import NonNegative, NonNegativeInt, PositiveInt
 from lab.warm import Job, Workers
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.trial import BaseTrial
 
 Sampler = Literal["tpe", "gp", "qmc", "random"]
 STUDY = "study.db"
@@ -107,7 +106,11 @@ class Search:
                 load_if_exists=True,
             )
             trials = _Trials(self, sweep, study, space, fixed)
-            return trials.run_here(launcher) if isinstance(launcher, Local) else trials.run_in_batches(launcher)
+            again = trials.judge_lost(launcher)
+            if again == 128 + signal.SIGINT:
+                return again
+            code = trials.run_here(launcher) if isinstance(launcher, Local) else trials.run_in_batches(launcher)
+            return code or again
 
     def sampler_for(self, number: int) -> BaseSampler:
         """Who proposes trial `number`: made anew each time, so that a resumed study draws what it would have drawn."""
@@ -173,11 +176,31 @@ class _Trials:
         else:
             self.study.sampler = self.search.sampler_for(len(self.study.get_trials(deepcopy=False)))
             trial = self.study.ask(self.space)
-        values = {key: str(value) for key, value in trial.params.items()}
-        overrides = [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
-        point = self.composer.point(overrides, values, name=f"trial-{trial.number:04d}")
+        point = self._point(trial)
         self.sweep.add([point])
         return trial, point
+
+    def _point(self, trial: BaseTrial) -> Point:
+        values = {key: str(value) for key, value in trial.params.items()}
+        overrides = [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
+        return self.composer.point(overrides, values, name=f"trial-{trial.number:04d}")
+
+    def judge_lost(self, launcher: Any) -> int:
+        """Run the trials again that came to an end and whose verdict is gone or damaged since; returns the exit code.
+
+        The study keeps what it was told of them: the same run says the same.
+        """
+        from optuna.trial import TrialState
+
+        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        lost = [point for point in map(self._point, ended) if not RunDir(self.sweep.folder(point)).has_whole_verdict]
+        if not lost:
+            return HOLDS
+        self.sweep.add(lost)
+        for point in lost:
+            launcher.check(point.cfg)
+        code: int = launcher.run(self.sweep, lost)
+        return code
 
     def tell(self, trial: Trial, point: Point, *, pruned: bool) -> None:
         """The objective that the trial reached; one that diverged counts as the worst there is."""
@@ -323,73 +346,3 @@ class _Trials:
 
 
 _RETRY = "retry of"
-
-
-def space_of(texts: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
-    """(key → distribution for each override that sweeps, the other overrides)."""
-    require_one_each(texts)
-    space: dict[str, BaseDistribution] = {}
-    fixed = []
-    for text in texts:
-        override = compose.parse(text)
-        if override.is_sweep_override():
-            space[override.key_or_group] = _distribution(text, override)
-        else:
-            fixed.append(text)
-    if not space:
-        raise Refusal(
-            "hydra/sweeper=optuna has nothing to search: give a key such as model.optimizer.lr=interval(0.1,2)"
-        )
-    return space, fixed
-
-
-def _distribution(text: str, override: Override) -> BaseDistribution:
-    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value: Any = override.value()
-    tags: set[str] = getattr(value, "tags", set())
-    if unknown := tags - {"log", "int"}:
-        raise Refusal(f"{text}: the tag {min(unknown)} means nothing to a search; allowed: log, int")
-    log = "log" in tags
-    low, high = (value.start, value.end) if isinstance(value, IntervalSweep) else (0, 1)
-    if not (low or 0) < (high or 0):
-        raise Refusal(f"{text} is empty: an interval goes from a number to a greater one")
-    try:
-        match value:
-            case ChoiceSweep():
-                return CategoricalDistribution([*map(_scalar, override.sweep_iterator())])
-            case IntervalSweep(start=low, end=high) if "int" in tags or _whole(low, high):
-                return IntDistribution(int(low or 0), int(high or 0), log=log)
-            case IntervalSweep(start=low, end=high):
-                return FloatDistribution(float(low or 0), float(high or 0), log=log)
-            case RangeSweep(start=low, stop=high, step=step) if _whole(low, high, step):
-                return IntDistribution(int(low or 0), int(high or 0) - 1, step=int(step), log=log)
-            case RangeSweep(start=low, stop=high, step=step):
-                return FloatDistribution(float(low or 0), float(high or 0), step=float(step))
-    except ValueError as error:
-        raise Refusal(f"{text}: {error}") from None
-    raise Refusal(f"{text} is no space to search: allowed are interval, choice and range")
-
-
-def _scalar(value: Any) -> int | float | str | None:
-    if isinstance(value, list | dict):
-        raise Refusal(f"{value} is not allowed: a search chooses between texts and numbers")
-    return value
-
-
-def _whole(*numbers: Any) -> bool:
-    return all(isinstance(number, int) for number in numbers)
-
-
-def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, str]]:
-    """Values at the ends of each dimension: what must be allowed if everything between is to be."""
-    from optuna.distributions import CategoricalDistribution
-
-    ends = {
-        key: [str(v) for v in (d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high))]  # type: ignore[attr-defined]
-        for key, d in space.items()
-    }
-    first = {key: values[0] for key, values in ends.items()}
-    for key, values in ends.items():
-        yield from (first | {key: value} for value in values)

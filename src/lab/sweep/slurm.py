@@ -32,6 +32,15 @@ from lab.types import NonEmptyStr, NonNegativeInt, Positive, PositiveInt
 
 LARGEST_ARRAY = 1000
 """SLURM's own default, MaxArraySize, is 1001."""
+DEFAULTS = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "time": "SBATCH_TIMELIMIT",
+    "mem": "SBATCH_MEM_PER_NODE",
+}
+"""Setting → the variable of `sbatch` that stands in for it where it is null: the script then says it as well."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Slurm:
     `--nodes` is `trainer.num_nodes` and `--ntasks-per-node` is `trainer.devices`: they are set there.
 
     Args:
-        partition: as in `sbatch --partition`; this and the next five are left to the cluster where they are null.
+        partition: as in `sbatch --partition`; this and the next five, where they are null, are what `SBATCH_PARTITION`
+            and its like say here, else left to the cluster.
         account: to be charged.
         qos: quality of service.
         constraint: features that the nodes must have.
@@ -92,9 +102,10 @@ class Slurm:
         batch: PositiveInt = 8,
         dry_run: bool = False,
     ) -> None:
-        self.asked = {
+        asked = {
             "partition": partition, "account": account, "qos": qos, "constraint": constraint, "time": time, "mem": mem,
         }  # fmt: skip
+        self.asked = {key: os.environ.get(DEFAULTS[key]) if value is None else value for key, value in asked.items()}
         self.cpus_per_task, self.gpus_per_node, self.gpu_type = cpus_per_task, gpus_per_node, gpu_type
         self.options, self.setup, self.python = list(options or []), list(setup or []), python
         refuse_written(self.options)
@@ -287,9 +298,14 @@ def _outcome(run: RunDir, *, stopped: bool) -> tuple[int, str]:
 
 
 def submit(script: Path) -> str:
-    """Hand a script to `sbatch`; returns the job's id."""
+    """Hand a script to `sbatch`; returns the job's id.
+
+    Without the `SBATCH_*` of the environment, which would win over the script's own lines.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SBATCH_")}
+    command = ["sbatch", "--parsable", str(script)]
     try:
-        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise Refusal(
             "sbatch is not on the PATH: submit from a machine of the cluster; hydra.launcher.dry_run=true only writes "

@@ -32,7 +32,10 @@ MOST_UNSAVED = 3
 
 
 def main() -> None:
-    """Execute the run; where SLURM warned that it takes the nodes away, save and queue again."""
+    """Execute the run; where SLURM warned that it takes the nodes away, save and queue again.
+
+    A script that ended by itself would not be queued again, also where SLURM would have done so a moment later.
+    """
     warned = False
 
     def warn(_signum: int, _frame: object) -> None:
@@ -62,7 +65,11 @@ def main() -> None:
     except Refusal as refusal:
         print(f"lab: {refusal}", file=sys.stderr)
         code = REFUSED
-    if warned and not run.finished:
+    if run.finished:
+        sys.exit(code)
+    if not warned and queue.preempted(job):
+        _requeue(job)
+    elif warned:
         if _unsaved(run, saved=run.newest_checkpoint()[0] != before) < MOST_UNSAVED:
             _requeue(job)
         else:
