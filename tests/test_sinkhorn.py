@@ -179,6 +179,51 @@ def test_newtons_steps_end_where_sinkhorns_do(reach: float, monkeypatch: pytest.
     assert int(found.iterations) < int(expected.iterations)
 
 
+def line(reach: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Two Gaussians on a grid so wide that weights at its ends are next to nothing."""
+    x = torch.linspace(-reach, reach, 120, dtype=torch.float64)
+    a, b = (-(x**2) / 2).exp(), (-((x - 0.5) ** 2) / 2).exp()
+    return SquaredEuclidean()(x.unsqueeze(-1), x.unsqueeze(-1)), a / a.sum(), b / b.sum()
+
+
+@pytest.mark.parametrize("reach", [12.0, 13.5, 16.0, 24.0])
+def test_weights_that_float32_does_not_know_are_weights(reach: float) -> None:
+    """At 12 the least are 1e-32, at 13.5 below what float32 knows, at 16 denormal there, at 24 zero."""
+    found = sinkhorn(*line(reach), epsilon=1.0, max_iterations=100)
+    assert float(error(found)) <= 1.01e-9
+    assert float(found.error) <= 1e-9
+
+
+@pytest.mark.parametrize(("seed", "epsilon"), [(1, 0.1), (5, 0.02)])
+def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
+    seed: int, epsilon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of all sizes, of which float32 knows too little: at most two products a point are lost."""
+    cost, a, b = problem(n=40, m=30, seed=seed)
+    a, b = (w**8 / (w**8).sum() for w in (a - 0.19 * a.min(), b - 0.19 * b.min()))
+    ends: list[Any] = []
+
+    def watched(*arguments: Any) -> Any:
+        ends.append(newton.polished(*arguments))
+        return ends[-1]
+
+    monkeypatch.setattr(sinkhorn_module, "polished", watched)
+    monkeypatch.setattr(newton, "PART", 1e-12)  # it asks of float32 what that cannot give
+    monkeypatch.setattr(newton, "STEPS", 1)
+    found = sinkhorn(cost, a, b, epsilon=epsilon, tolerance=1e-13)
+    assert [end.plan for end in ends] == [None]
+    assert ends[0].made <= 2 * 30
+    assert float(found.error) <= 1e-13
+
+
+@pytest.mark.parametrize("offset", [20.0, 40.0, 55.0, -40.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_a_step_that_is_relaxed_by_much_does_not_overflow(offset: float, dtype: Any, tolerance: float) -> None:
+    cost, a, b = (t.to(dtype) for t in problem(n=20))
+    found = sinkhorn(cost + offset, a, b, epsilon=1.0, relaxation=1.9, tolerance=tolerance, max_iterations=600)
+    assert float(found.error) <= tolerance
+
+
 def test_conjugate_gradients_stop_where_they_are_told() -> None:
     q = normal(9, 9)
     q = q / (1.1 * torch.linalg.matrix_norm(q, 2))
@@ -195,6 +240,7 @@ def test_conjugate_gradients_stop_where_they_are_told() -> None:
     assert solved(1e-3, 100, every=4)[1] == 4 * math.ceil(steps / 4)
     assert solved(0.0, 3)[1] == 3
     assert solved(1e-12, 100)[0] <= 1e-12
+    assert conjugate_gradients(lambda x: x * math.nan, right, root, torch.tensor([1e-12]), 100)[1] == 1
 
 
 def test_weights_are_uniform_by_default_and_shared_by_a_batch() -> None:

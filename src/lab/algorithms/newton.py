@@ -14,6 +14,8 @@ from lab.algorithms.scaling import Scaling, scale, times, written
 
 STEPS = 4
 """Steps at the most; one is the rule, for it squares an error that is 1e-6 at the start."""
+LEAST = 1e-30
+"""The least weight: what is made of it in float32 must not be denormal."""
 PART = 1e-4
 """What a step leaves of the error at the least: float32 resolves no more of it."""
 
@@ -44,7 +46,7 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
     (Newton's method: Brauer, Clason, Lorenz & Wirth 2017. Refinement in two precisions: Higham 2002, ch. 12.)
 
     Args:
-        a, b: the weights in float64, all above 0. goal: for ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁.
+        a, b: the weights in float64, none below `LEAST`. goal: for ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁.
         most: steps of conjugate gradients, at the most; each is two products with the matrix, like one of Sinkhorn's.
         every: after so many it is looked whether they are enough.
     """
@@ -76,9 +78,10 @@ def _step(
     """
     r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows, at_columns))
     left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
+    share = left / r
 
     def mean(product: Tensor, rows: slice) -> Tensor:
-        return product.mul_(left[..., rows].square()).div_(r[..., rows])
+        return product.mul_(left[..., rows]).mul_(share[..., rows])
 
     def gram(x: Tensor) -> Tensor:
         return rough.through(right / root * x, mean).mul_(right / root)

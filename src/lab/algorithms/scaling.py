@@ -14,9 +14,9 @@ BLOCK = 1 << 21
 CACHE = 1 << 24
 """Up to so many bytes a matrix is read twice from the cache rather than once in blocks."""
 REACH = 30.0
-"""How large |ln u| and |ln v| may grow before they are absorbed into the matrix."""
+"""How large |ln u| and |ln v| may grow before they are absorbed into the matrix. In float32 they may grow to 88."""
 EVERY = 4
-"""After so many steps it is looked whether they have. In float32 they may grow to 88."""
+"""After so many steps it is looked whether they have."""
 LEAST = 1e-35
 """The least entry in float32: below it numbers are denormal and slow. It counts for e^{2·REACH} times that."""
 
@@ -33,7 +33,8 @@ class Scaling:
 
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
-        keep: K is computed in the precision of the cost first, and kept for `exact`.
+        keep: where its precision is another, K is computed in that of the cost first, and kept for `exact`.
+        every: after so many steps it is looked how large u and v are.
     """
 
     def __init__(
@@ -46,14 +47,15 @@ class Scaling:
         g: Tensor,
         dtype: torch.dtype,
         keep: bool = False,
+        every: int = EVERY,
     ) -> None:
         self.cost, self.epsilon, self.f0, self.g0 = cost, epsilon, f, g
         self.a, self.b = a.to(dtype), b.to(dtype)
         self.u, self.v = torch.ones_like(self.a), torch.ones_like(self.b)
         self.kernel = empty(cost, dtype)
-        self._kept = empty(cost, cost.dtype) if keep else None
+        self._kept = empty(cost, cost.dtype) if keep and cost.dtype != dtype else None
         self._fill()
-        self._steps = 0
+        self._steps, self._every = 0, every
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
@@ -93,7 +95,7 @@ class Scaling:
         """Relax v."""
         self.v = self._ratio.pow_(-omega).mul_(self.v)
         self._steps += 1
-        if self._steps % EVERY == 1:
+        if (self._steps - 1) % self._every == 0:
             ends = [float(end) for scale in (self.u, self.v) for end in scale.aminmax()]
             if not (min(ends) > math.exp(-REACH) and max(ends) < math.exp(REACH)):
                 self.f0, self.g0, self._kept = *self.potentials, None

@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
-from lab.algorithms.newton import polished
+from lab.algorithms.newton import LEAST, polished
 from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
 from lab.algorithms.scaling import Scaling, settled
@@ -83,10 +83,10 @@ def sinkhorn(
         spread = float((most - least).max())
         if not math.isfinite(spread):
             raise ValueError("cost must be finite")
-        doubtful = (torch.maximum(most, -least) > SPREAD * epsilon) | (start is not None or annealing is not None)
+        reach = SPREAD * epsilon / max(1.0, relaxation or 1.0)  # a step grows by the power ω
+        doubtful = (torch.maximum(most, -least) > reach) | (start is not None or annealing is not None)
         loop = Loop(a, max_iterations, relaxation)
         known = None
-        single = cost.dim() == 2 and bool((problem[1] > 0).all() & (problem[2] > 0).all())
         for level in _levels(spread, epsilon, annealing):
             last = level == epsilon
             if loop.left == 1 and not last:
@@ -96,28 +96,52 @@ def sinkhorn(
                 logarithmic = LogDomain(*problem, level, f, g)
                 loop.run(logarithmic, goal, last)
                 f, g = logarithmic.potentials
-                continue
-            if bool(doubtful.any()):
-                f, g = settled(problem[0], f, g, level, doubtful)
-            if cost.dtype == torch.float64 and loop.left > 1:
-                newton = last and relaxation is None and single
-                rough = Scaling(*problem, level, f, g, torch.float32, keep=newton and not bool(doubtful.any()))
-                loop.run(rough, max(goal, SINGLE), last=False, stall=16)
-                f, g = rough.potentials
-                if newton:
-                    ended = polished(rough, *problem[1:], goal, loop.left - 1, loop.every)
-                    loop.count(ended.made, ended.error)
-                    if (known := ended.plan) is not None:
-                        f, g = ended.f, ended.g
-                del rough
-            if known is None and (last or cost.dtype == torch.float32):
-                scaling = Scaling(*problem, level, f, g, cost.dtype)
-                loop.run(scaling, goal, last)
-                f, g = scaling.potentials
-                known = scaling.plan() if last else None
+            else:
+                f, g, known = _by_scaling(*problem, level, f, g, loop, goal, last, doubtful)
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
     return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome, known)
+
+
+def _by_scaling(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    f: Tensor,
+    g: Tensor,
+    loop: Loop,
+    goal: float,
+    last: bool,
+    doubtful: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(f, g, P): solved in float32, then, where the cost is float64 and this the `last` level, in that; else P is None.
+
+    A problem whose weights float32 does not know, or that overflows there, goes on from the f and g that it came with.
+    """
+    fast = loop.fixed is None  # else ω > 1 may let u and v grow at every step
+    options: dict[str, Any] = {} if fast else {"every": 1}
+    if bool(doubtful.any()):
+        f, g = settled(cost, f, g, epsilon, doubtful)
+    if cost.dtype == torch.float64 and loop.left > 1:
+        newton = last and fast and cost.dim() == 2 and float(torch.minimum(a.min(), b.min())) >= LEAST
+        keep = newton and not bool(doubtful.any())
+        rough = Scaling(cost, a, b, epsilon, f, g, torch.float32, keep, **options)
+        loop.run(rough, max(goal, SINGLE), last=False, stall=16)
+        there = rough.potentials
+        right = torch.stack([t.isfinite().all(-1, keepdim=True) for t in there]).all(0)
+        if newton and bool(right) and loop.left > 2:
+            ended = polished(rough, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
+            loop.count(ended.made, ended.error)
+            if ended.plan is not None:
+                return ended.f, ended.g, ended.plan
+        f, g = (torch.where(right, new, old) for new, old in zip(there, (f, g), strict=True))
+        del rough
+        if not last:
+            return f, g, None
+    scaling = Scaling(cost, a, b, epsilon, f, g, cost.dtype, **options)
+    loop.run(scaling, goal, last)
+    return *scaling.potentials, scaling.plan() if last else None
 
 
 @dataclass(frozen=True)
@@ -184,7 +208,7 @@ class Loop:
     """
 
     def __init__(self, like: Tensor, max_iterations: int, relaxation: float | None) -> None:
-        self.shape, self.device, self.dtype = like.shape[:-1], like.device, like.dtype
+        self.shape, self.device, self.dtype, self.fixed = like.shape[:-1], like.device, like.dtype, relaxation
         self.relaxations = [Relaxation(relaxation) for _ in range(self.shape.numel())]
         self.left = max_iterations
         self.every = LOOK.get(like.device.type, 8)
