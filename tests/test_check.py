@@ -268,6 +268,11 @@ def test_a_net_of_images_has_channels() -> None:
     assert line == "model.net.channels=[] is not allowed: a list that is not empty, each an integer ≥ 1"
 
 
+def test_a_frechet_distance_has_images_for_its_error() -> None:
+    line = refusal("experiment=diffusion_digits", "claims.frechet.n=19")
+    assert line == "claims.frechet.n=19 is not allowed: an integer ≥ 20"
+
+
 def test_an_empty_data_root_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_DATA", "")
     assert 'data_root="" (it is ${oc.env:LAB_DATA,data}) is not allowed' in refusal(PCA)

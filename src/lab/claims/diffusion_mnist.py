@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from lab.algorithms.frechet import frechet_distance, jackknife_error
@@ -188,7 +190,7 @@ class Frechet(_OfImages):
         "the distance of the best linear model's samples; of digits a trained network's is less than half of it"
     )
 
-    def __init__(self, n: PositiveInt = 300, steps: PositiveInt = 32) -> None:
+    def __init__(self, n: Annotated[int, Ge(20)] = 300, steps: PositiveInt = 32) -> None:
         self.n, self.steps = n, steps
 
     def predict(self, data: GreyImages) -> Quantity:
@@ -203,5 +205,6 @@ class Frechet(_OfImages):
         draw = generator(run.data.seed, "Frechet")
         images = run.model.draw(self.n, draw, run.model.sampler, self.steps, torch.float32)
         held_out, _ = run.data.examples(self.n)
+        held_out = held_out[torch.randperm(len(held_out), generator=draw)]  # a file's order would hide the error
         samples = features(run.data, images), features(run.data, held_out)
         return Quantity(frechet_distance(*samples), jackknife_error(*samples))

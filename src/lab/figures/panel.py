@@ -121,7 +121,9 @@ def panel(ax: Axes, e: Evidence, width: float) -> None:
         notes.append(f"of {math.prod(np.shape(e.predicted.value)[:-1])} vectors the one that decides")
     room = width - 1.4  # beside the ticks and label of the vertical axis
     name = textwrap.fill(f"{e.name.replace('_', ' ')}: {'holds' if e.judged.holds else 'refuted'}", round(5.8 * room))
-    detail = textwrap.fill("; ".join([_comparison(e.judged), *notes]), round(7 * room), break_on_hyphens=False)
+    detail = textwrap.fill(
+        "; ".join([_comparison(e.judged), *notes]), round(7 * room), break_on_hyphens=False, break_long_words=False
+    )
     ax.set_title(name, color=INK if e.judged.holds else REFUTED, pad=5 + 8.5 * (1 + detail.count("\n")))
     ax.annotate(_typeset(detail), (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=6.5)
 
