@@ -18,8 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lab import __main__ as command
-from lab import compose as composition
 from lab import paths
+from lab.cli import catalogue
 from lab.cli import complete as completion
 from lab.cli import help as help_page
 from lab.cli import list as listing
@@ -445,8 +445,8 @@ def test_unfinished_runs_are_not_recorded(pages: Path, tmp_path: Path) -> None:
 
 def test_pictures_are_recorded_with_the_figure(pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = {"latent_plane": {"_target_": "lab.pictures.pca_autoencoder.LatentPlane"}}
-    source = composition.source
-    monkeypatch.setattr(composition, "source", lambda name: source(name) | {"pictures": pictures})
+    source = catalogue.source
+    monkeypatch.setattr(catalogue, "source", lambda name: source(name) | {"pictures": pictures})
     folder = finished(tmp_path / "run", pictures=pictures)
     assert run("record", str(folder)) == HOLDS
     kept = {path.name for path in (pages / "pca_autoencoder").iterdir()}
