@@ -390,7 +390,7 @@ def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
     stand_in("squeue", "exit 0")
     submit("trainer.max_steps=100000", "logger=none", "hydra.launcher.dry_run=true")
-    stand_in("scontrol", 'echo "$@" >> asked; exit 1')
+    stand_in("scontrol", 'kill -USR1 $PPID; echo "$@" >> asked; exit 1')  # warned again while it asks
     console = Path("s/run/console.log")
 
     def start(restarts: int) -> int:
@@ -445,6 +445,21 @@ def test_a_job_whose_tasks_alone_were_told_queues_again(
     signal.signal(task.WARNING, before)
     assert left.value.code == CRASHED
     assert Path("asked").exists() == asked
+
+
+def test_a_warning_while_slurm_is_asked_does_not_end_the_job(stand_in: Any) -> None:
+    """The run is over, and the job has still to say that it queues again."""
+    stand_in("squeue", "exit 0")
+    submit("hydra.launcher.dry_run=true")
+    shown = "JobState=RUNNING Reason=None PreemptTime=2026-01-01T00:00:01 X=1"
+    stand_in("scontrol", f'test "$1" = requeue && echo "$@" >> asked && exit 1; kill -USR1 $PPID; echo "{shown}"')
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.sweep.task", "s", "s/job-0.points"],
+        env=os.environ | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_NUM_NODES": "2"},
+        check=False,
+    )
+    assert done.returncode == REFUSED, "of a job of two nodes for a run of one"
+    assert Path("asked").read_text() == "requeue 7_0\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

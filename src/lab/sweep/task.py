@@ -41,6 +41,7 @@ def main() -> None:
     def warn(_signum: int, _frame: object) -> None:
         nonlocal warned
         warned = True
+        signal.signal(WARNING, signal.SIG_IGN)
         signal.raise_signal(signal.SIGTERM)  # stops the run wherever it is, as a user would
 
     def leave(signum: int, _frame: object) -> NoReturn:
@@ -58,8 +59,11 @@ def main() -> None:
     try:
         with on_stop(leave):
             signal.signal(WARNING, warn)
-            write_atomically(run.path / JOB, f"{job}\n")
-            code = _execute(run)
+            try:
+                write_atomically(run.path / JOB, f"{job}\n")
+                code = _execute(run)
+            finally:  # while `leave` takes what `warn` raises: later it would end a job that has still to queue again
+                signal.signal(WARNING, signal.SIG_IGN)
     except SystemExit as stopped:
         code = int(str(stopped.code))
     except Refusal as refusal:
