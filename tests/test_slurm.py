@@ -20,6 +20,7 @@ from lab.__main__ import dispatch
 from lab.compose import compose
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
+from lab.rundir import RunDir
 from lab.sweep import queue, results, task
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
 from lab.sweep.slurm import Shape, Slurm
@@ -386,6 +387,19 @@ def test_an_index_that_counts_to_no_run_is_said(
     assert capsys.readouterr().err == said
 
 
+def code_here(monkeypatch: pytest.MonkeyPatch) -> object:
+    """With what the first task of s/job-0.sbatch ends, executed in this process."""
+    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(task, "redirect", lambda _: None)
+    before = signal.getsignal(task.WARNING)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    signal.signal(task.WARNING, before)
+    return left.value.code
+
+
 def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
     stand_in("squeue", "exit 0")
@@ -434,16 +448,8 @@ def test_a_job_whose_tasks_alone_were_told_queues_again(
     stand_in("squeue", "exit 0")
     submit("hydra.launcher.dry_run=true")
     stand_in("scontrol", f'test "$1" != requeue && echo "{said}" && exit; echo "$@" >> asked; exit 1')
-    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    monkeypatch.setattr(task, "redirect", lambda _: None)
     monkeypatch.setattr(task, "_execute", lambda _: CRASHED)
-    before = signal.getsignal(task.WARNING)
-    with pytest.raises(SystemExit) as left:
-        task.main()
-    signal.signal(task.WARNING, before)
-    assert left.value.code == CRASHED
+    assert code_here(monkeypatch) == CRASHED
     assert Path("asked").exists() == asked
 
 
@@ -460,6 +466,30 @@ def test_a_warning_while_slurm_is_asked_does_not_end_the_job(stand_in: Any) -> N
     )
     assert done.returncode == REFUSED, "of a job of two nodes for a run of one"
     assert Path("asked").read_text() == "requeue 7_0\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(b"name: [", "expected the node content"), (b"\xff", "decode byte"), (b"", "it is empty")]
+)
+def test_a_damaged_config_is_said_in_one_line(
+    damage: bytes, said: str, stand_in: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("hydra.launcher.dry_run=true")
+    Path("s/run/config.yaml").write_bytes(damage)
+    capsys.readouterr()
+    assert code_here(monkeypatch) == REFUSED
+    line = capsys.readouterr().err
+    assert line.startswith("lab: run_dir=s/run: its config.yaml is not whole (")
+    assert said in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "1\n2", "two", "²"])
+def test_a_damaged_count_is_none(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (tmp_path / task.UNSAVED).write_text(content)
+    assert task._unsaved(RunDir(tmp_path), saved=False) == 1
+    assert task._unsaved(RunDir(tmp_path), saved=False) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

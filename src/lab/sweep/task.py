@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig, OmegaConf
-
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import launch, on_stop, redirect
 from lab.machine import check_machine
@@ -92,20 +90,27 @@ def _named(points: Path, index: str) -> str:
 
 
 def _execute(run: RunDir) -> int:
-    cfg = OmegaConf.load(run.config)
-    assert isinstance(cfg, DictConfig)
+    cfg = run.read_config()
     cfg.run_dir = str(run.path)
     check_machine(cfg, nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    return launch(cfg, run.overrides.read_text(encoding="utf-8").splitlines(), fresh_process=True)
+    return launch(cfg, fresh_process=True)
 
 
 def _unsaved(run: RunDir, *, saved: bool) -> int:
     """Count this start; returns how many in a row have saved no step, of this submission alone."""
     file = run.path / UNSAVED
     queued_before = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    count = 0 if saved else 1 + (int(file.read_text()) if queued_before and file.exists() else 0)
+    count = 0 if saved else 1 + (_counted(file) if queued_before else 0)
     write_atomically(file, f"{count}\n")
     return count
+
+
+def _counted(file: Path) -> int:
+    """The number in a file; 0 where there is none, or something else."""
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _requeue(job: str) -> None:
