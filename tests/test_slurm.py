@@ -20,7 +20,7 @@ from lab.__main__ import dispatch
 from lab.compose import compose
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
-from lab.rundir import RunDir
+from lab.rundir import RunDir, sealed
 from lab.sweep import queue, results, task
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
 from lab.sweep.slurm import Shape, Slurm
@@ -484,12 +484,32 @@ def test_a_damaged_config_is_said_in_one_line(
     assert line.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["", "1\n2", "two", "²"])
+@pytest.mark.parametrize("content", ["", "2", "2 none none", "two none", "² none"])
 def test_a_damaged_count_is_none(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     (tmp_path / task.UNSAVED).write_text(content)
-    assert task._unsaved(RunDir(tmp_path), saved=False) == 1
-    assert task._unsaved(RunDir(tmp_path), saved=False) == 2
+    assert [task._unsaved(RunDir(tmp_path), None) for _ in range(2)] == [1, 2]
+
+
+def test_starts_that_saved_nothing_are_not_in_a_row_where_one_between_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that SLURM ended itself, preempted or with its node, has no word in the count."""
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+
+    def save(step: int) -> Path:
+        path = run.checkpoints / f"step-{step:08d}.ckpt"
+        path.write_bytes(sealed(b"content\0\0"))
+        return path
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert [task._unsaved(run, None) for _ in range(2)] == [1, 2]
+    fifth = save(5)
+    assert [task._unsaved(run, fifth) for _ in range(2)] == [1, 2]
+    sixth = save(6)
+    assert task._unsaved(run, fifth) == 0, "it saved itself"
+    assert [task._unsaved(run, sixth) for _ in range(3)] == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------------------------- code
