@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +28,7 @@ from lab.sweep.space import corners, space_of
         ("a=int(interval(1,16))", IntDistribution(1, 16)),
         ("a=range(1,9)", IntDistribution(1, 8)),
         ("a=range(0,9,2)", IntDistribution(0, 8, step=2)),
+        ("a=range(5)", IntDistribution(0, 4)),
         ("a=relu,identity", CategoricalDistribution(["relu", "identity"])),
         ("a=choice(1,2)", CategoricalDistribution([1, 2])),
     ],
@@ -40,6 +42,31 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
 @pytest.mark.parametrize(
     "text",
     [
+        "range(1,9)",
+        "range(0,10,3)",
+        "range(0,11,4)",
+        "range(0.5,2.5,0.5)",
+        "range(0.5,2.6,0.5)",
+        "range(0,0.8,0.1)",
+        "range(0.0,0.9,0.3)",
+        "range(5.5)",
+        "range(-1,1,0.25)",
+    ],
+)
+def test_a_range_is_what_a_grid_runs(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's of a range whose end its steps do not reach
+        found = space_of([f"a={text}"])[0]["a"]
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    assert found.step
+    values = [float(override.partition("=")[2]) for override in plan.choices_of(f"a={text}")]
+    steps = round((found.high - found.low) / found.step)
+    assert [found.low + i * found.step for i in range(steps + 1)] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "a=tag(lag,interval(1,2))",
         "a=interval(3,2)",
         "a=interval(0,0)",
@@ -47,6 +74,11 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
         "a=int(interval(2,2))",
         "a=tag(log,interval(0,1))",
         "a=range(1,1)",
+        "a=range(1.0,1.0)",
+        "a=range(1,9,0)",
+        "a=range(1.0,9,0)",
+        "a=range(9,1,-2)",
+        "a=tag(log,range(0.5,2.5,0.5))",
         "a=[1],[2]",
     ],
 )
