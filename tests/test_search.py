@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
@@ -12,6 +13,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lab import compose, paths
+from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.compose.files import experiments, lineage
 from lab.errors import Refusal
@@ -147,6 +149,34 @@ def test_a_search_is_refused_where_a_grid_lies(tmp_path: Path) -> None:
     plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*SEARCH[:2], SPACE]))
     with pytest.raises(Refusal, match="holds a grid and this is a search"):
         main([*SEARCH, SPACE, f"hydra.sweep.dir={tmp_path}"])
+
+
+def test_only_trials_whose_verdict_is_lost_are_composed_again(tmp_path: Path) -> None:
+    """One that is whole is not, which a later version of the lab may refuse."""
+    import optuna
+
+    verdict = Verdict("pca_autoencoder", 3, (Judged("a", "", "", "equal", "", 7.0, 7.0, 0.0, 0.0, 1.0, True),), {})
+    study, space = optuna.create_study(), {"k": CategoricalDistribution([-1, 2, 4, 8])}
+    for number, k in enumerate((-1, 2, 4, 8)):
+        study.add_trial(optuna.create_trial(params={"k": k}, distributions=space, value=1.0))
+        folder = tmp_path / f"trial-{number:04d}"
+        folder.mkdir()
+        if k != 4:
+            (folder / "verdict.json").write_text(json.dumps(verdict.to_json()) if k != 8 else "{")
+    ran: list[str] = []
+
+    class Launcher:
+        def check(self, cfg: object) -> None:
+            pass
+
+        def run(self, _: plan.Sweep, points: list[plan.Point]) -> int:
+            ran.extend(f"{point.name} {point.values}" for point in points)
+            return 7
+
+    sweep = plan.Sweep(tmp_path, "pca_autoencoder", (), None, {})
+    trials = _Trials(Search(), sweep, study, space, SEARCH[:2])
+    assert trials.judge_lost(Launcher()) == 7
+    assert ran == ["trial-0002 {'k': '4'}", "trial-0003 {'k': '8'}"]
 
 
 def told(objective: float, **options: object) -> float:
