@@ -213,6 +213,14 @@ def test_the_environment_overrides_no_line_of_the_script(stand_in: Any, monkeypa
         assert f"\n#SBATCH --{line}\n" in script
 
 
+def test_an_empty_variable_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    script = Slurm().script(tmp_path / "job-0.sbatch", Shape(1, 1, 0, 1), count=1)
+    assert "--partition" not in script
+    assert "#SBATCH --account=mine\n" in script
+
+
 def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
     for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
         with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):
