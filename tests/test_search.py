@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +13,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lab import compose, paths
+from lab.claim import Judged, Verdict
 from lab.cli.sweep import main
 from lab.compose.files import experiments, lineage
 from lab.errors import Refusal
@@ -27,6 +30,7 @@ from lab.sweep.space import corners, space_of
         ("a=int(interval(1,16))", IntDistribution(1, 16)),
         ("a=range(1,9)", IntDistribution(1, 8)),
         ("a=range(0,9,2)", IntDistribution(0, 8, step=2)),
+        ("a=range(5)", IntDistribution(0, 4)),
         ("a=relu,identity", CategoricalDistribution(["relu", "identity"])),
         ("a=choice(1,2)", CategoricalDistribution([1, 2])),
     ],
@@ -40,6 +44,31 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
 @pytest.mark.parametrize(
     "text",
     [
+        "range(1,9)",
+        "range(0,10,3)",
+        "range(0,11,4)",
+        "range(0.5,2.5,0.5)",
+        "range(0.5,2.6,0.5)",
+        "range(0,0.8,0.1)",
+        "range(0.0,0.9,0.3)",
+        "range(5.5)",
+        "range(-1,1,0.25)",
+    ],
+)
+def test_a_range_is_what_a_grid_runs(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's of a range whose end its steps do not reach
+        found = space_of([f"a={text}"])[0]["a"]
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    assert found.step
+    values = [float(override.partition("=")[2]) for override in plan.choices_of(f"a={text}")]
+    steps = round((found.high - found.low) / found.step)
+    assert [found.low + i * found.step for i in range(steps + 1)] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "a=tag(lag,interval(1,2))",
         "a=interval(3,2)",
         "a=interval(0,0)",
@@ -47,6 +76,11 @@ def test_what_hydra_sweeps_is_a_distribution(text: str, expected: object) -> Non
         "a=int(interval(2,2))",
         "a=tag(log,interval(0,1))",
         "a=range(1,1)",
+        "a=range(1.0,1.0)",
+        "a=range(1,9,0)",
+        "a=range(1.0,9,0)",
+        "a=range(9,1,-2)",
+        "a=tag(log,range(0.5,2.5,0.5))",
         "a=[1],[2]",
     ],
 )
@@ -115,6 +149,34 @@ def test_a_search_is_refused_where_a_grid_lies(tmp_path: Path) -> None:
     plan.Sweep(tmp_path, "pca_autoencoder", (), None).add(plan.grid([*SEARCH[:2], SPACE]))
     with pytest.raises(Refusal, match="holds a grid and this is a search"):
         main([*SEARCH, SPACE, f"hydra.sweep.dir={tmp_path}"])
+
+
+def test_only_trials_whose_verdict_is_lost_are_composed_again(tmp_path: Path) -> None:
+    """One that is whole is not, which a later version of the lab may refuse."""
+    import optuna
+
+    verdict = Verdict("pca_autoencoder", 3, (Judged("a", "", "", "equal", "", 7.0, 7.0, 0.0, 0.0, 1.0, True),), {})
+    study, space = optuna.create_study(), {"k": CategoricalDistribution([-1, 2, 4, 8])}
+    for number, k in enumerate((-1, 2, 4, 8)):
+        study.add_trial(optuna.create_trial(params={"k": k}, distributions=space, value=1.0))
+        folder = tmp_path / f"trial-{number:04d}"
+        folder.mkdir()
+        if k != 4:
+            (folder / "verdict.json").write_text(json.dumps(verdict.to_json()) if k != 8 else "{")
+    ran: list[str] = []
+
+    class Launcher:
+        def check(self, cfg: object) -> None:
+            pass
+
+        def run(self, _: plan.Sweep, points: list[plan.Point]) -> int:
+            ran.extend(f"{point.name} {point.values}" for point in points)
+            return 7
+
+    sweep = plan.Sweep(tmp_path, "pca_autoencoder", (), None, {})
+    trials = _Trials(Search(), sweep, study, space, SEARCH[:2])
+    assert trials.judge_lost(Launcher()) == 7
+    assert ran == ["trial-0002 {'k': '4'}", "trial-0003 {'k': '8'}"]
 
 
 def told(objective: float, **options: object) -> float:

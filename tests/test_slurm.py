@@ -20,6 +20,7 @@ from lab.__main__ import dispatch
 from lab.compose import compose
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.machine import check_machine, ranks_per_node, world_size
+from lab.rundir import RunDir, sealed
 from lab.sweep import queue, results, task
 from lab.sweep.queue import Job, expand, parse_sacct, parse_scontrol
 from lab.sweep.slurm import Shape, Slurm
@@ -212,6 +213,14 @@ def test_the_environment_overrides_no_line_of_the_script(stand_in: Any, monkeypa
         assert f"\n#SBATCH --{line}\n" in script
 
 
+def test_an_empty_variable_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    script = Slurm().script(tmp_path / "job-0.sbatch", Shape(1, 1, 0, 1), count=1)
+    assert "--partition" not in script
+    assert "#SBATCH --account=mine\n" in script
+
+
 def test_a_search_waits_for_its_trials(stand_in: Any) -> None:
     for options in (["hydra.launcher.dry_run=true", "hydra.launcher.wait=true"], []):
         with pytest.raises(Refusal, match=r"a search needs .*: hydra\.launcher\.wait=true"):
@@ -386,11 +395,24 @@ def test_an_index_that_counts_to_no_run_is_said(
     assert capsys.readouterr().err == said
 
 
+def code_here(monkeypatch: pytest.MonkeyPatch) -> object:
+    """With what the first task of s/job-0.sbatch ends, executed in this process."""
+    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(task, "redirect", lambda _: None)
+    before = signal.getsignal(task.WARNING)
+    with pytest.raises(SystemExit) as left:
+        task.main()
+    signal.signal(task.WARNING, before)
+    return left.value.code
+
+
 def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
     stand_in("squeue", "exit 0")
     submit("trainer.max_steps=100000", "logger=none", "hydra.launcher.dry_run=true")
-    stand_in("scontrol", 'echo "$@" >> asked; exit 1')
+    stand_in("scontrol", 'kill -USR1 $PPID; echo "$@" >> asked; exit 1')  # warned again while it asks
     console = Path("s/run/console.log")
 
     def start(restarts: int) -> int:
@@ -434,17 +456,68 @@ def test_a_job_whose_tasks_alone_were_told_queues_again(
     stand_in("squeue", "exit 0")
     submit("hydra.launcher.dry_run=true")
     stand_in("scontrol", f'test "$1" != requeue && echo "{said}" && exit; echo "$@" >> asked; exit 1')
-    monkeypatch.setattr(sys, "argv", ["task", "s", "s/job-0.points"])
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    monkeypatch.setattr(task, "redirect", lambda _: None)
     monkeypatch.setattr(task, "_execute", lambda _: CRASHED)
-    before = signal.getsignal(task.WARNING)
-    with pytest.raises(SystemExit) as left:
-        task.main()
-    signal.signal(task.WARNING, before)
-    assert left.value.code == CRASHED
+    assert code_here(monkeypatch) == CRASHED
     assert Path("asked").exists() == asked
+
+
+def test_a_warning_while_slurm_is_asked_does_not_end_the_job(stand_in: Any) -> None:
+    """The run is over, and the job has still to say that it queues again."""
+    stand_in("squeue", "exit 0")
+    submit("hydra.launcher.dry_run=true")
+    shown = "JobState=RUNNING Reason=None PreemptTime=2026-01-01T00:00:01 X=1"
+    stand_in("scontrol", f'test "$1" = requeue && echo "$@" >> asked && exit 1; kill -USR1 $PPID; echo "{shown}"')
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.sweep.task", "s", "s/job-0.points"],
+        env=os.environ | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_NUM_NODES": "2"},
+        check=False,
+    )
+    assert done.returncode == REFUSED, "of a job of two nodes for a run of one"
+    assert Path("asked").read_text() == "requeue 7_0\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(b"name: [", "expected the node content"), (b"\xff", "decode byte"), (b"", "it is empty")]
+)
+def test_a_damaged_config_is_said_in_one_line(
+    damage: bytes, said: str, stand_in: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("hydra.launcher.dry_run=true")
+    Path("s/run/config.yaml").write_bytes(damage)
+    capsys.readouterr()
+    assert code_here(monkeypatch) == REFUSED
+    line = capsys.readouterr().err
+    assert line.startswith("lab: run_dir=s/run: its config.yaml is not whole (")
+    assert said in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "2", "2 none none", "two none", "² none"])
+def test_a_damaged_count_is_none(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (tmp_path / task.UNSAVED).write_text(content)
+    assert [task._unsaved(RunDir(tmp_path), None) for _ in range(2)] == [1, 2]
+
+
+def test_starts_that_saved_nothing_are_not_in_a_row_where_one_between_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that SLURM ended itself, preempted or with its node, has no word in the count."""
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+
+    def save(step: int) -> Path:
+        path = run.checkpoints / f"step-{step:08d}.ckpt"
+        path.write_bytes(sealed(b"content\0\0"))
+        return path
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert [task._unsaved(run, None) for _ in range(2)] == [1, 2]
+    fifth = save(5)
+    assert [task._unsaved(run, fifth) for _ in range(2)] == [1, 2]
+    sixth = save(6)
+    assert task._unsaved(run, fifth) == 0, "it saved itself"
+    assert [task._unsaved(run, sixth) for _ in range(3)] == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------------------------- code

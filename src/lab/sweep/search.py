@@ -183,7 +183,7 @@ class _Trials:
     def _point(self, trial: BaseTrial) -> Point:
         values = {key: str(value) for key, value in trial.params.items()}
         overrides = [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
-        return self.composer.point(overrides, values, name=f"trial-{trial.number:04d}")
+        return self.composer.point(overrides, values, name=_NAME.format(trial.number))
 
     def judge_lost(self, launcher: Any) -> int:
         """Run the trials again that came to an end and whose verdict is gone or damaged since; returns the exit code.
@@ -193,9 +193,10 @@ class _Trials:
         from optuna.trial import TrialState
 
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        lost = [point for point in map(self._point, ended) if not RunDir(self.sweep.folder(point)).has_whole_verdict]
-        if not lost:
+        gone = [trial for trial in ended if not RunDir(self.sweep.path / _NAME.format(trial.number)).has_whole_verdict]
+        if not gone:
             return HOLDS
+        lost = [self._point(trial) for trial in gone]  # composed and checked, which what is there needs no more
         self.sweep.add(lost)
         for point in lost:
             launcher.check(point.cfg)
@@ -345,4 +346,6 @@ class _Trials:
         return [trial._trial_id for trial in self.study.trials if trial.state == TrialState.RUNNING]
 
 
+_NAME = "trial-{:04d}"
+"""Of the folder, by the trial's number."""
 _RETRY = "retry of"

@@ -105,7 +105,8 @@ class Slurm:
         asked = {
             "partition": partition, "account": account, "qos": qos, "constraint": constraint, "time": time, "mem": mem,
         }  # fmt: skip
-        self.asked = {key: os.environ.get(DEFAULTS[key]) if value is None else value for key, value in asked.items()}
+        said = {key: os.environ.get(name) or None for key, name in DEFAULTS.items()}  # an empty one says nothing
+        self.asked = {key: said[key] if value is None else value for key, value in asked.items()}
         self.cpus_per_task, self.gpus_per_node, self.gpu_type = cpus_per_task, gpus_per_node, gpu_type
         self.options, self.setup, self.python = list(options or []), list(setup or []), python
         refuse_written(self.options)

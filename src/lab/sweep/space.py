@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lab.compose.overrides import parse
@@ -10,7 +11,7 @@ from lab.errors import Refusal
 from lab.sweep.plan import require_one_each
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Override, RangeSweep
     from optuna.distributions import BaseDistribution
 
 
@@ -44,6 +45,8 @@ def _distribution(text: str, override: Override) -> BaseDistribution:
     low, high = (value.start, value.end) if isinstance(value, IntervalSweep) else (0, 1)
     if not (low or 0) < (high or 0):
         raise Refusal(f"{text} is empty: an interval goes from a number to a greater one")
+    if isinstance(value, RangeSweep) and value.step <= 0:
+        raise Refusal(f"{text} is not allowed: in a search the step of a range is above 0")
     try:
         match value:
             case ChoiceSweep():
@@ -53,12 +56,22 @@ def _distribution(text: str, override: Override) -> BaseDistribution:
             case IntervalSweep(start=low, end=high):
                 return FloatDistribution(float(low or 0), float(high or 0), log=log)
             case RangeSweep(start=low, stop=high, step=step) if _whole(low, high, step):
-                return IntDistribution(int(low or 0), int(high or 0) - 1, step=int(step), log=log)
-            case RangeSweep(start=low, stop=high, step=step):
-                return FloatDistribution(float(low or 0), float(high or 0), step=float(step))
+                first, below, apart = int(low or 0), int(high or 0) - 1, int(step)
+                return IntDistribution(first, below - (below - first) % apart, step=apart, log=log)
+            case RangeSweep(start=low, step=step):
+                return FloatDistribution(float(low or 0), _last(value), step=float(step), log=log)
     except ValueError as error:
         raise Refusal(f"{text}: {error}") from None
     raise Refusal(f"{text} is no space to search: allowed are interval, choice and range")
+
+
+def _last(span: RangeSweep) -> float:
+    """The last of the numbers that a grid would run: as many steps from the first, in decimals as Optuna counts.
+
+    Hydra adds up the binary fractions that floats are: 0.7000000000000001 where Optuna has 0.7.
+    """
+    steps = sum(1 for _ in span.range()) - 1
+    return float(Decimal(str(span.start)) + steps * Decimal(str(span.step)))
 
 
 def _scalar(value: Any) -> int | float | str | None:

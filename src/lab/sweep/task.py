@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig, OmegaConf
-
 from lab.errors import CRASHED, REFUSED, Refusal
 from lab.launch import launch, on_stop, redirect
 from lab.machine import check_machine
@@ -26,7 +24,7 @@ from lab.sweep.queue import JOB
 WARNING = signal.SIGUSR1
 """What SLURM sends before it takes the nodes away."""
 UNSAVED = "unsaved_starts"
-"""In a run directory: how many starts in a row were told to stop before they had saved a step."""
+"""In a run directory: how many starts in a row were told to stop before they had saved a step, and at which one."""
 MOST_UNSAVED = 3
 """After so many the job does not queue again: its time is too short for a start and a checkpoint."""
 
@@ -41,6 +39,7 @@ def main() -> None:
     def warn(_signum: int, _frame: object) -> None:
         nonlocal warned
         warned = True
+        signal.signal(WARNING, signal.SIG_IGN)
         signal.raise_signal(signal.SIGTERM)  # stops the run wherever it is, as a user would
 
     def leave(signum: int, _frame: object) -> NoReturn:
@@ -58,8 +57,11 @@ def main() -> None:
     try:
         with on_stop(leave):
             signal.signal(WARNING, warn)
-            write_atomically(run.path / JOB, f"{job}\n")
-            code = _execute(run)
+            try:
+                write_atomically(run.path / JOB, f"{job}\n")
+                code = _execute(run)
+            finally:  # while `leave` takes what `warn` raises: later it would end a job that has still to queue again
+                signal.signal(WARNING, signal.SIG_IGN)
     except SystemExit as stopped:
         code = int(str(stopped.code))
     except Refusal as refusal:
@@ -70,7 +72,7 @@ def main() -> None:
     if not warned and queue.preempted(job):
         _requeue(job)
     elif warned:
-        if _unsaved(run, saved=run.newest_checkpoint()[0] != before) < MOST_UNSAVED:
+        if _unsaved(run, before) < MOST_UNSAVED:
             _requeue(job)
         else:
             print(f"lab: given up: {MOST_UNSAVED} starts in a row saved no step", file=sys.stderr)
@@ -88,20 +90,37 @@ def _named(points: Path, index: str) -> str:
 
 
 def _execute(run: RunDir) -> int:
-    cfg = OmegaConf.load(run.config)
-    assert isinstance(cfg, DictConfig)
+    cfg = run.read_config()
     cfg.run_dir = str(run.path)
     check_machine(cfg, nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    return launch(cfg, run.overrides.read_text(encoding="utf-8").splitlines(), fresh_process=True)
+    return launch(cfg, fresh_process=True)
 
 
-def _unsaved(run: RunDir, *, saved: bool) -> int:
-    """Count this start; returns how many in a row have saved no step, of this submission alone."""
-    file = run.path / UNSAVED
+def _unsaved(run: RunDir, before: Path | None) -> int:
+    """Count this start; returns how many in a row have saved no step, of this submission alone.
+
+    Args:
+        run: whose checkpoints are looked at.
+        before: its newest checkpoint when this start began.
+    """
+    file, newest = run.path / UNSAVED, run.newest_checkpoint()[0]
+    at = newest.stem if newest else "none"
     queued_before = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    count = 0 if saved else 1 + (int(file.read_text()) if queued_before and file.exists() else 0)
-    write_atomically(file, f"{count}\n")
+    count = 0 if newest != before else 1 + (_counted(file, at) if queued_before else 0)
+    write_atomically(file, f"{count} {at}\n")
     return count
+
+
+def _counted(file: Path, at: str) -> int:
+    """How many starts a file counts; 0 where it is none, damaged, or counts those at another checkpoint than `at`.
+
+    A start that saved and that SLURM ended, or whose node failed, has not counted itself.
+    """
+    try:
+        count, there = file.read_text(encoding="utf-8").split()
+        return int(count) if there == at else 0
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _requeue(job: str) -> None:
