@@ -84,7 +84,7 @@ class Displacement(Picture):
         identity = torch.eye(source.d, dtype=torch.float64)
         circle = torch.linspace(0, 2 * math.pi, 100, dtype=torch.float64)
         circle = 2 * torch.stack([circle.cos(), circle.sin()], -1)
-        figure = blank(16, 4.8)
+        figure = blank(16, 5.6)
         axes = figure.subplots(1, self.steps, sharex=True, sharey=True, squeeze=False)[0]
         for k, ax in enumerate(axes):
             t = k / max(1, self.steps - 1)
