@@ -168,6 +168,7 @@ def test_a_large_matrix_is_worked_through_in_blocks(n: int) -> None:
 def test_newtons_steps_end_where_sinkhorns_do(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a matrix that was kept or, where it was absorbed into, from the cost: and with fewer products."""
     monkeypatch.setattr(scaling_form, "REACH", reach)
+    monkeypatch.setattr(sinkhorn_module, "LARGE", 0)
     cost, a, b = problem(n=60, m=40)
     found = sinkhorn(cost, a, b, epsilon=0.2, tolerance=1e-12)
     close(found.plan, found._plan(found.f, found.g), atol=1e-15)
@@ -187,8 +188,9 @@ def line(reach: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("reach", [12.0, 13.5, 16.0, 24.0])
-def test_weights_that_float32_does_not_know_are_weights(reach: float) -> None:
+def test_weights_that_float32_does_not_know_are_weights(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 12 the least are 1e-32, at 13.5 below what float32 knows, at 16 denormal there, at 24 zero."""
+    monkeypatch.setattr(sinkhorn_module, "LARGE", 0)
     found = sinkhorn(*line(reach), epsilon=1.0, max_iterations=100)
     assert float(error(found)) <= 1.01e-9
     assert float(found.error) <= 1e-9
@@ -208,6 +210,7 @@ def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
         return ends[-1]
 
     monkeypatch.setattr(sinkhorn_module, "polished", watched)
+    monkeypatch.setattr(sinkhorn_module, "LARGE", 0)
     monkeypatch.setattr(newton, "PART", 1e-12)  # it asks of float32 what that cannot give
     monkeypatch.setattr(newton, "STEPS", 1)
     found = sinkhorn(cost, a, b, epsilon=epsilon, tolerance=1e-13)

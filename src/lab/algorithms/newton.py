@@ -74,9 +74,11 @@ def _step(
 ) -> tuple[Tensor, Tensor, int]:
     """(s, t, steps made) to ‖·‖₁ ≤ `goal` of the second equation; the first holds.
 
-    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
+    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1. It is solved for a right-hand side of size 1: products of
+    small numbers with the matrix's least would be denormal, which is slow.
     """
-    r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows, at_columns))
+    size = float(at_rows.abs().sum() + at_columns.abs().sum())
+    r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows / size, at_columns / size))
     left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
     share = left / r
 
@@ -87,7 +89,7 @@ def _step(
         return rough.through(right / root * x, mean).mul_(right / root)
 
     residual = (at_columns - right * times(rough.kernel.mT, left * (at_rows / r))) / root
-    x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal), most, every)
+    x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal / size), most, every)
     t = x / root
     s = (at_rows - left * times(rough.kernel, right * t)) / r
-    return s.double(), t.double(), made
+    return size * s.double(), size * t.double(), made

@@ -32,6 +32,8 @@ COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
 SINGLE = 1e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
+LARGE = 1 << 19
+"""From so many entries on products with the matrix take the time, and Newton's method, with fewer of them, pays."""
 LOOK = {"cpu": 1}
 """After so many iterations the error is looked at; elsewhere after 8, for looking waits for the device."""
 SPREAD = 60.0
@@ -63,8 +65,8 @@ def sinkhorn(
             until `epsilon` is reached, each solution starting the next. It pays where ε is far below the cost.
         start: potentials (f, g) to start from, such as those of a problem near by.
         method: "scaling" multiplies by a matrix of exponentials (`Scaling`), in float32 first where the cost is
-            float64; the rest is done by Newton's method (`polished`) for one problem with weights above 0 whose ω is to
-            be found, and else in float64. "log" takes a logarithm of sums of exponentials at each half step
+            float64; the rest is done by Newton's method (`polished`) for one large problem with weights above 0 whose ω
+            is to be found, and else in float64. "log" takes a logarithm of sums of exponentials at each half step
             (`LogDomain`), several times slower.
 
     Raises: ValueError where shapes, weights or parameters make no problem.
@@ -124,7 +126,7 @@ def _by_scaling(
     if bool(doubtful.any()):
         f, g = settled(cost, f, g, epsilon, doubtful)
     if cost.dtype == torch.float64 and loop.left > 1:
-        newton = last and fast and cost.dim() == 2 and float(torch.minimum(a.min(), b.min())) >= LEAST
+        newton = last and fast and cost.dim() == 2 and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
         keep = newton and not bool(doubtful.any())
         rough = Scaling(cost, a, b, epsilon, f, g, torch.float32, keep, **options)
         loop.run(rough, max(goal, SINGLE), last=False, stall=16)
