@@ -25,6 +25,8 @@ Way = Literal["x", "y"]
 
 WIDTH = 26
 """Letters in a line of an axis' label: about as many as a panel is wide."""
+POWER = 8
+"""Letters that a power of ten takes of it."""
 
 
 def scale(ax: Axes, way: Way, values: Floats, ends: Floats, log: bool, label: str, margin: float = 0.08) -> None:
@@ -53,7 +55,9 @@ def scale(ax: Axes, way: Way, values: Floats, ends: Floats, log: bool, label: st
     if log:
         _log_ticks(ax, way, values, *limits)
     else:
-        label += _linear_ticks(ax, way, values, *limits)
+        taken = _linear_ticks(ax, way, values, *limits)
+        full = len(label.rpartition("\n")[2]) + POWER > WIDTH
+        label += f"\n{taken.lstrip()}" if full and taken.startswith("  ") else taken
     ax.set(**{f"{way}label": label})
 
 
