@@ -22,14 +22,14 @@ def conjugate_gradients(
     Args:
         gram: G, (..., m) → (..., m). residual: (..., m); what it has of r is left out. root: r, (..., m).
         goal: the residual's norm ‖·‖₂ to end at, (..., 1). most: steps, at the most.
-        every: after so many steps the norm is looked at. Where it has grown tenfold, or is no number, rounding has won:
-            x is then good for nothing.
+        every: after so many steps the norm is looked at. Where it has grown 10⁸-fold, or is no number, rounding has
+            won: x is then good for nothing.
     """
     root = root / root.norm(dim=-1, keepdim=True)
     residual = residual - root * (root * residual).sum(-1, keepdim=True)
     x, direction = torch.zeros_like(residual), residual
     square = residual.square().sum(-1, keepdim=True)
-    limit = 100 * square
+    limit = 1e16 * square  # on its way down it may rise by the root of the condition number
     for step in range(most):
         if step % every == 0 and bool((square <= goal.square()).all() | ~(square <= limit).all()):
             return x, step
