@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from lab.compose import compose
 
 ENVIRONMENT = {
     key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "SLURM_")) and key != "WORLD_SIZE"
@@ -171,7 +173,26 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Sequence[str]], Outcome]]:
+    """Executes a run to its end in a fork of a process that has imported everything."""
+    command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path_factory.getbasetemp(), env=ENVIRONMENT, **pipes) as forks:
+        asks, answers = forks.stdin, forks.stdout
+        assert asks
+        assert answers
+
+        def outcome(path: Path, words: Sequence[str]) -> Outcome:
+            print(json.dumps([list(words), str(path)]), file=asks, flush=True)
+            assert answers.readline() in ("0\n", "3\n"), (path / "console.log").read_text()
+            return Outcome(path)
+
+        yield outcome
+        asks.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, execute: Any) -> Finished:
     """The outcome of an uninterrupted run with these overrides, executed once a session; not to be written to.
 
     `again` tells apart runs of the same overrides.
@@ -184,10 +205,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         path = shared / hashlib.sha256(repr((list(words), again)).encode()).hexdigest()[:12]
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (path / "verdict.json").exists():
-                code, err = Run(path, words).end()
-                assert code in (0, 3), err
-        return Outcome(path)
+            return Outcome(path) if (path / "verdict.json").exists() else execute(path, words)
 
     return outcome
 
@@ -209,14 +227,15 @@ STEPS = {
     "diffusion_digits": 100,
     "sinkhorn_ot_digits": 100,
 }
-CHEAP = {
-    "diffusion": [  # fewer draws to judge by: these runs are about training
+CHEAP: dict[str, list[str]] = {  # fewer draws to judge by: these runs are about training
+    "linear_regression": ["data.designs.tall.replicates=32", "data.designs.small.replicates=400"],
+    "vae": ["claims.importance_bounds.images=16", "claims.importance_bounds.draws=64"],
+    "diffusion": [
         "data.batch_size=128",
         *(f"claims.{name}.draws=256" for name in ("floor", "floor_reached", "score_error", "likelihood")),
         "claims.samples.n=100",
         "claims.samples.repeats=2",
         "claims.sampler_order.coarsest=8",
-        "pictures.levels.draws=256",
     ],
     "sinkhorn_ot": ["data.batch_size=2", "data.points=24", "data.support=12", "data.grid=60"],
     "gnn": [
@@ -227,8 +246,6 @@ CHEAP = {
         ),
         "claims.graphs_told_apart.most=4",
         "claims.oversmoothing.graphs=2",
-        "pictures.homophily.graphs=20",
-        "pictures.karate.steps=20",
     ],
     "transformer": [
         "data.batch_size=16",
@@ -238,7 +255,6 @@ CHEAP = {
             f"claims.{name}.sequences=64"
             for name in ("entropy_rate", "no_better", "bayes", "unigram", "induction_head")
         ),
-        "pictures.in_context.sequences=256",
     ],
     "diffusion_digits": [
         "data.batch_size=16",
@@ -270,7 +286,12 @@ def words() -> Callable[..., list[str]]:
     def overrides(experiment: str, *more: str) -> list[str]:
         saving = [f"callbacks.checkpoints.every_n_steps={EVERY}", "callbacks.checkpoints.keep=99"]
         steps = f"trainer.max_steps={STEPS[experiment]}"
-        return [f"experiment={experiment}", *COMMON, steps, *saving, *CHEAP.get(experiment, []), *more]
+        drawn = [f"~pictures.{name}" for name in pictures(experiment)]
+        return [f"experiment={experiment}", *COMMON, steps, *saving, *drawn, *CHEAP.get(experiment, []), *more]
+
+    @cache
+    def pictures(experiment: str) -> list[str]:
+        return list(compose([f"experiment={experiment}"]).pictures)
 
     return overrides
 

@@ -11,17 +11,22 @@ from typing import Any
 
 import pytest
 
-EXPERIMENTS = ["pca_autoencoder", "vae"]
-"""What a signal does is the same for every model, with noise of its own or without."""
-OTHERS = ["linear_regression", "diffusion", "sinkhorn_ot", "gnn", "transformer"]
-"""What a checkpoint must hold is not."""
+OTHERS = [
+    "pca_autoencoder",
+    "linear_regression",
+    "diffusion",
+    "sinkhorn_ot",
+    "gnn",
+    "transformer",
+    "diffusion_digits",
+    "sinkhorn_ot_digits",
+]
+"""What a signal does is the same for every model; what a checkpoint must hold is not."""
 BLOCK = 50
 
 
-def test_sigkill_at_any_moment(
-    experiment: str, start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
-) -> None:
-    moment = random.Random(experiment)
+def test_sigkill_at_any_moment(start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any) -> None:
+    experiment, moment = "vae", random.Random(0)
     first = start(at, words(experiment))
     time.sleep(moment.uniform(0.2, 3))  # composing, importing
     assert first.stop(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -46,30 +51,16 @@ def test_sigkill_at_any_moment(
     assert outcome(at).differs_from(reference) == []
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_sigkill_in_training(
-    other: str, start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
-) -> None:
-    moment = random.Random(other)
-    first = start(at, words(other))
-    first.wait_for_step(moment.randrange(BLOCK, steps[other] // 2, BLOCK))
-    time.sleep(moment.uniform(0, 0.1))
-    assert first.stop(signal.SIGKILL)[0] == -signal.SIGKILL
-    _, err = start(at, words(other)).end()
-    assert f"resuming {at} from step-" in err
-    assert outcome(at).differs_from(finished(words(other))) == []
-
-
 def test_sigterm_and_sigint_save_first(
-    experiment: str, start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
+    start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
 ) -> None:
-    stop_and_finish(experiment, [], start, finished, words, steps, at, outcome)
+    stop_and_finish("pca_autoencoder", [], start, finished, words, steps, at, outcome)
 
 
 def test_sigterm_and_sigint_save_first_on_two_ranks(
-    experiment: str, start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
+    start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
 ) -> None:
-    stop_and_finish(experiment, ["trainer.devices=2"], start, finished, words, steps, at, outcome)
+    stop_and_finish("vae", ["trainer.devices=2"], start, finished, words, steps, at, outcome)
 
 
 def test_weights_split_over_two_ranks_are_trained_and_saved_whole(
@@ -110,15 +101,15 @@ def stop_and_finish(
     assert outcome(at).differs_from(finished(command)) == []
 
 
-@pytest.mark.parametrize("variant", ["diffusion_digits", "sinkhorn_ot_digits"])
-def test_a_variant_goes_on_too(
-    variant: str, start: Any, finished: Any, words: Any, steps: Any, partial: Any, outcome: Any
+@pytest.mark.parametrize("other", OTHERS)
+def test_from_any_checkpoint_the_rest_is_the_same(
+    other: str, finished: Any, words: Any, steps: Any, partial: Any, execute: Any
 ) -> None:
-    command = words(variant)
-    at = partial(command, steps[variant] // 2)
-    _, err = start(at, command).end()
-    assert f"resuming {at} from step-{steps[variant] // 2:09d}.ckpt" in err
-    assert outcome(at).differs_from(finished(command)) == []
+    command = words(other)
+    step = random.Random(other).randrange(BLOCK, steps[other], BLOCK)
+    run = execute(partial(command, step), command)
+    assert f"resuming {run.path} from step-{step:09d}.ckpt" in (run.path / "console.log").read_text()
+    assert run.differs_from(finished(command)) == []
 
 
 def test_a_signal_before_training_ends_the_run_at_once(start: Any, words: Any, at: Path) -> None:
@@ -133,9 +124,8 @@ def test_a_signal_before_training_ends_the_run_at_once(start: Any, words: Any, a
         assert not run.ranks()
 
 
-def test_two_ranks_killed(
-    experiment: str, start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any
-) -> None:
+def test_two_ranks_killed(start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any) -> None:
+    experiment = "pca_autoencoder"
     command, moment = words(experiment, "trainer.devices=2"), random.Random(experiment)
     first = start(at, command)
     ranks = first.wait_for(lambda: len(found := first.ranks()) == 2 and found, "both ranks were there")
@@ -166,11 +156,6 @@ def test_two_ranks_killed(
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "experiment" in metafunc.fixturenames:
-        metafunc.parametrize("experiment", EXPERIMENTS)
 
 
 def alive(pid: int) -> bool:
