@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Scaling:
 
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
-        keep: where its precision is another, K is computed in that of the cost first, and kept for `exact`.
+        keep: where its precision is another, K is computed in that of the cost first, and kept for `refined` or `exact`.
         every: after so many steps it is looked how large u and v are.
     """
 
@@ -73,6 +74,8 @@ class Scaling:
             return self.a[..., rows] * u
 
         self._ratio = self.through(self.b * self.v, relaxed).mul_(self.v)  # of the columns' sums to what they should be
+        if self.b.dim() == 1:
+            return torch.dist(self.b * self._ratio, self.b, 1)
         return (self._ratio - 1).abs_().mul_(self.b).sum(-1)
 
     def through(self, vector: Tensor, middle: Callable[[Tensor, slice], Tensor]) -> Tensor:
@@ -102,6 +105,15 @@ class Scaling:
                 self.u, self.v = torch.ones_like(self.u), torch.ones_like(self.v)
                 self._fill()
 
+    def refined(self, a: Tensor, b: Tensor) -> Scaling | None:
+        """This in the precision of the cost, as a (..., n) and b (..., m) are; None where K was not kept."""
+        if self._kept is None:
+            return None
+        fine = copy(self)
+        fine.kernel, fine._kept, self._kept = self._kept, None, None
+        fine.a, fine.b, fine.u, fine.v = a, b, self.u.to(a), self.v.to(b)
+        return fine
+
     def plan(self) -> Tensor:
         """P, written over K: this is the end."""
         left, right = self.a * self.u, self.b * self.v
@@ -128,10 +140,14 @@ class Scaling:
         g0, same, parts = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype, blocks(self.cost)
         whole = self.kernel if same else self._kept
         buffer = torch.empty_like(self.cost[..., parts[0] if whole is None else slice(0), :])
+        plain = not (self.f0.any() or self.g0.any())
         for rows in parts:
             kernel, cost = self.kernel[..., rows, :], self.cost[..., rows, :]
             exact = buffer[..., : cost.shape[-2], :] if whole is None else whole[..., rows, :]
-            torch.sub(self.f0[..., rows].unsqueeze(-1), cost, out=exact).add_(g0).mul_(1 / self.epsilon)
+            if plain:
+                torch.mul(cost, -1 / self.epsilon, out=exact)
+            else:
+                torch.sub(self.f0[..., rows].unsqueeze(-1), cost, out=exact).add_(g0).mul_(1 / self.epsilon)
             if whole is not None:
                 exact.exp_()
             if not same:

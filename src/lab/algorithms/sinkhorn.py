@@ -123,11 +123,13 @@ def _by_scaling(
     """
     fast = loop.fixed is None  # else ω > 1 may let u and v grow at every step
     options: dict[str, Any] = {} if fast else {"every": 1}
+    refined = None
     if bool(doubtful.any()):
         f, g = settled(cost, f, g, epsilon, doubtful)
     if cost.dtype == torch.float64 and loop.left > 1:
-        newton = last and fast and cost.dim() == 2 and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
-        keep = newton and not bool(doubtful.any())
+        alone, large = cost.dim() == 2, cost.numel() >= LARGE
+        newton = last and fast and alone and large and float(min(a.min(), b.min())) >= LEAST
+        keep = last and alone and (newton or not large) and not bool(doubtful.any())
         rough = Scaling(cost, a, b, epsilon, f, g, torch.float32, keep, **options)
         loop.run(rough, max(goal, SINGLE), last=False, stall=16)
         there = rough.potentials
@@ -138,10 +140,11 @@ def _by_scaling(
             if ended.plan is not None:
                 return ended.f, ended.g, ended.plan
         f, g = (torch.where(right, new, old) for new, old in zip(there, (f, g), strict=True))
+        refined = rough.refined(a, b) if bool(right.all()) else None
         del rough
         if not last:
             return f, g, None
-    scaling = Scaling(cost, a, b, epsilon, f, g, cost.dtype, **options)
+    scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype, **options)
     loop.run(scaling, goal, last)
     return *scaling.potentials, scaling.plan() if last else None
 
