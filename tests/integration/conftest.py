@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -184,25 +185,26 @@ def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path
 
         def outcome(path: Path, words: Sequence[str]) -> Outcome:
             print(json.dumps([list(words), str(path)]), file=asks, flush=True)
-            assert answers.readline() in ("0\n", "3\n"), (path / "console.log").read_text()
+            ended, _, _ = select.select([answers], [], [], PATIENCE)
+            code, console = answers.readline() if ended else "still running\n", path / "console.log"
+            assert code in ("0\n", "3\n"), f"{code}{console.read_text() if console.exists() else ''}"
             return Outcome(path)
 
-        yield outcome
-        asks.close()
+        try:
+            yield outcome
+        finally:
+            forks.kill()  # its runs end with it
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, execute: Any) -> Finished:
-    """The outcome of an uninterrupted run with these overrides, executed once a session; not to be written to.
-
-    `again` tells apart runs of the same overrides.
-    """
+    """The outcome of an uninterrupted run with these overrides, executed once a session; not to be written to."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"  # workers have one base each
     shared.mkdir(exist_ok=True)
 
-    def outcome(words: Sequence[str], again: int = 0) -> Outcome:
-        path = shared / hashlib.sha256(repr((list(words), again)).encode()).hexdigest()[:12]
+    def outcome(words: Sequence[str]) -> Outcome:
+        path = shared / hashlib.sha256(repr(list(words)).encode()).hexdigest()[:12]
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return Outcome(path) if (path / "verdict.json").exists() else execute(path, words)

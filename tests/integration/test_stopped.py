@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-OTHERS = [
+EXPERIMENTS = [
     "pca_autoencoder",
     "linear_regression",
+    "vae",
     "diffusion",
     "sinkhorn_ot",
     "gnn",
@@ -101,12 +102,12 @@ def stop_and_finish(
     assert outcome(at).differs_from(finished(command)) == []
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_from_any_checkpoint_the_rest_is_the_same(
-    other: str, finished: Any, words: Any, steps: Any, partial: Any, execute: Any
+    experiment: str, finished: Any, words: Any, steps: Any, partial: Any, execute: Any
 ) -> None:
-    command = words(other)
-    step = random.Random(other).randrange(BLOCK, steps[other], BLOCK)
+    command = words(experiment)
+    step = random.Random(experiment).randrange(BLOCK, steps[experiment], BLOCK)
     run = execute(partial(command, step), command)
     assert f"resuming {run.path} from step-{step:09d}.ckpt" in (run.path / "console.log").read_text()
     assert run.differs_from(finished(command)) == []
