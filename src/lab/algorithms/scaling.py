@@ -34,7 +34,7 @@ class Scaling:
 
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
-        keep: where its precision is another, K is computed in that of the cost first, and kept for `refined` or `exact`.
+        keep: where its precision is another, K is computed in that of the cost first, for `refined` or `exact`.
         every: after so many steps it is looked how large u and v are.
     """
 
@@ -74,9 +74,7 @@ class Scaling:
             return self.a[..., rows] * u
 
         self._ratio = self.through(self.b * self.v, relaxed).mul_(self.v)  # of the columns' sums to what they should be
-        if self.b.dim() == 1:
-            return torch.dist(self.b * self._ratio, self.b, 1)
-        return (self._ratio - 1).abs_().mul_(self.b).sum(-1)
+        return torch.linalg.vector_norm((self.b * self._ratio).sub_(self.b), 1, dim=-1)
 
     def through(self, vector: Tensor, middle: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Kᵀ middle(K vector), (..., m), where `middle` is told which rows it is given.
@@ -110,7 +108,7 @@ class Scaling:
         if self._kept is None:
             return None
         fine = copy(self)
-        fine.kernel, fine._kept, self._kept = self._kept, None, None
+        fine.kernel, fine._kept = self._kept, None
         fine.a, fine.b, fine.u, fine.v = a, b, self.u.to(a), self.v.to(b)
         return fine
 
