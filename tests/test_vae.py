@@ -168,6 +168,15 @@ def test_the_bernoulli_likelihood_is_a_law_of_binary_pixels() -> None:
     grey, p = torch.rand(4, 5, dtype=torch.float64), output.sigmoid()
     close(likelihood(grey, output), (grey * p.log() + (1 - grey) * (1 - p).log()).sum(-1))
     close(likelihood.mean(output), p)
+    extreme = torch.tensor([[-1000.0, -90.0, 90.0, 1000.0]])
+    pixels = torch.tensor([[0.25, 0.5, 0.5, 0.75]])
+    close(likelihood(pixels, extreme), torch.tensor([-250.0 - 45 - 45 - 250]))
+
+
+def test_the_bernoulli_likelihood_has_the_derivatives_of_its_values() -> None:
+    image, output = torch.rand(4, 5, dtype=torch.float64).requires_grad_(), normal(3, 4, 5, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(Bernoulli(), (image, output))
+    assert torch.autograd.gradgradcheck(Bernoulli(), (image, output))
 
 
 def test_scaling_changes_what_is_kept_and_not_what_is_computed() -> None:
