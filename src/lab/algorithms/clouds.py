@@ -92,7 +92,7 @@ class Streamed:
         self.cost, self.points, self.b, self.epsilon, self.potentials = cost, points, b, epsilon, (f, g)
         self._log_a, self._log_b = a.log(), b.log()
 
-    def rows(self, omega: Tensor) -> Tensor:
+    def rows(self, omega: Tensor | float) -> Tensor:
         (x, y), (f, g) = self.points, self.potentials
         f, sums = f.clone(), torch.full_like(g, -torch.inf)
         for rows in parts(x, y):
@@ -105,7 +105,7 @@ class Streamed:
         self.potentials = f, g
         return (self.b * ((g - self._target) / self.epsilon).expm1().abs()).sum(-1)
 
-    def columns(self, omega: Tensor) -> None:
+    def columns(self, omega: Tensor | float) -> None:
         f, g = self.potentials
         self.potentials = f, torch.lerp(g, self._target, omega)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from lab.algorithms.conjugate import conjugate_gradients
-from lab.algorithms.scaling import Scaling, scale, times, written
+from lab.algorithms.scaling import Rows, Scaling, balanced, times
 
 STEPS = 4
 """Steps at the most; one is the rule, for it squares an error that is 1e-6 at the start."""
@@ -51,22 +50,20 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         every: after so many it is looked whether they are enough.
     """
     f, g = rough.potentials
-    plan, r, c = rough.exact(a, b)
+    fine = rough.refined(a, b) or Scaling(rough.cost, a, b, rough.epsilon, f, g, rough.cost.dtype)
+    (r, c), matrix, left, right = fine.marginals(), fine.kernel, a * fine.u, b * fine.v
     made, before = 0, math.inf
     for step in range(STEPS + 1):
         error = (r - a).abs().sum() + (c - b).abs().sum()
         if (here := float(error)) <= goal:
-            return Polished(plan, f, g, error, made)
+            return Polished(fine.plan() if step == 0 else matrix, f, g, error, made)
         if step == STEPS or made >= most or not here <= before / 4:
             break
         s, t, steps = _step(rough, r, c, a - r, b - c, max(PART * here, goal / 4), most - made, every)
-        r, c = written(plan, partial(_scale, s.exp(), t.exp()))
+        r, c = balanced(matrix, left * s.exp(), right * t.exp())
+        left, right = torch.ones_like(a), torch.ones_like(b)
         f, g, made, before = f + rough.epsilon * s, g + rough.epsilon * t, made + steps, here
     return Polished(None, f, g, error, made)
-
-
-def _scale(left: Tensor, right: Tensor, part: Tensor, rows: slice) -> None:
-    scale(part, left[..., rows], right)
 
 
 def _step(
@@ -82,8 +79,8 @@ def _step(
     left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
     share = left / r
 
-    def mean(product: Tensor, rows: slice) -> Tensor:
-        return product.mul_(left[..., rows]).mul_(share[..., rows])
+    def mean(product: Tensor, rows: Rows) -> Tensor:
+        return product.mul_(left[rows]).mul_(share[rows])
 
     def gram(x: Tensor) -> Tensor:
         return rough.through(right / root * x, mean).mul_(right / root)

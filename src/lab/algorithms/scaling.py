@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import copy
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ EVERY = 4
 LEAST = 1e-35
 """The least entry in float32: below it numbers are denormal and slow. It counts for e^{2·REACH} times that."""
 
+Rows = slice | EllipsisType
+"""Some rows of a matrix, or all of them as they are."""
+
 
 class Scaling:
     """P = diag(au) K diag(bv) with K = exp((f₀ ⊕ g₀ − C)/ε), in which Sinkhorn's iteration is
@@ -34,7 +38,7 @@ class Scaling:
 
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
-        keep: where its precision is another, K is computed in that of the cost first, for `refined` or `exact`.
+        keep: where its precision is another, K is computed in that of the cost first, for `refined`.
         every: after so many steps it is looked how large u and v are.
     """
 
@@ -64,41 +68,42 @@ class Scaling:
         f, g = self.u.to(self.f0).log(), self.v.to(self.g0).log()
         return f.mul_(self.epsilon).add_(self.f0), g.mul_(self.epsilon).add_(self.g0)
 
-    def rows(self, omega: Tensor) -> Tensor:
+    def rows(self, omega: Tensor | float) -> Tensor:
         """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
-        before, self.u, power = self.u, torch.empty_like(self.u), -omega
+        before, after, power = self.u, [], -omega
 
-        def relaxed(product: Tensor, rows: slice) -> Tensor:
-            u = before[..., rows]
-            self.u[..., rows] = u = product.mul_(u).pow_(power).mul_(u)
-            return self.a[..., rows] * u
+        def relaxed(product: Tensor, rows: Rows) -> Tensor:
+            u = before[rows]
+            after.append(product.mul_(u).pow_(power).mul_(u))
+            return self.a[rows] * after[-1]
 
         self._ratio = self.through(self.b * self.v, relaxed).mul_(self.v)  # of the columns' sums to what they should be
+        self.u = after[0] if len(after) == 1 else torch.cat(after)
         return torch.linalg.vector_norm((self.b * self._ratio).sub_(self.b), 1, dim=-1)
 
-    def through(self, vector: Tensor, middle: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    def through(self, vector: Tensor, middle: Callable[[Tensor, Rows], Tensor]) -> Tensor:
         """Kᵀ middle(K vector), (..., m), where `middle` is told which rows it is given.
 
         A large K is read once: while a block of its rows is in the cache, its share of the second product is taken too.
         """
         kernel = self.kernel
         if kernel.dim() == 2 and kernel.nbytes <= CACHE:
-            return kernel.mT @ middle(kernel @ vector, slice(None))
+            return kernel.mT @ middle(kernel @ vector, ...)
         total: Tensor | None = None
         for rows in blocks(kernel):
-            block = kernel[..., rows, :]
+            block = kernel[rows]
             share = times(block.mT, middle(times(block, vector), rows))
             total = share if total is None else total.add_(share)
         assert total is not None
         return total
 
-    def columns(self, omega: Tensor) -> None:
+    def columns(self, omega: Tensor | float) -> None:
         """Relax v."""
         self.v = self._ratio.pow_(-omega).mul_(self.v)
         self._steps += 1
         if (self._steps - 1) % self._every == 0:
-            ends = [float(end) for scale in (self.u, self.v) for end in scale.aminmax()]
-            if not (min(ends) > math.exp(-REACH) and max(ends) < math.exp(REACH)):
+            least, most = torch.cat([self.u, self.v], -1).aminmax()
+            if not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)):
                 self.f0, self.g0, self._kept = *self.potentials, None
                 self.u, self.v = torch.ones_like(self.u), torch.ones_like(self.v)
                 self._fill()
@@ -112,40 +117,36 @@ class Scaling:
         fine.a, fine.b, fine.u, fine.v = a, b, self.u.to(a), self.v.to(b)
         return fine
 
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """(P1, Pᵀ1), with K read once"""
+        left, right, sums = self.a * self.u, self.b * self.v, torch.empty_like(self.u)
+
+        def noted(product: Tensor, rows: Rows) -> Tensor:
+            sums[rows] = product.mul_(left[rows])
+            return left[rows]
+
+        columns = self.through(right, noted).mul_(right)
+        return sums, columns
+
     def plan(self) -> Tensor:
         """P, written over K: this is the end."""
         left, right = self.a * self.u, self.b * self.v
         for rows in blocks(self.kernel):
-            scale(self.kernel[..., rows, :], left[..., rows], right)
+            scale(self.kernel[rows], left[rows], right)
         return self.kernel
-
-    def exact(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(P, P1, Pᵀ1) in the precision of the cost, as a (..., n) and b (..., m) are; where K was kept, over it."""
-        (f, g), left, right = self.potentials, a * self.u, b * self.v
-        kept, self._kept = self._kept, None
-        plan = empty(self.cost, self.cost.dtype) if kept is None else kept
-
-        def write(part: Tensor, rows: slice) -> None:
-            if kept is not None:
-                scale(part, left[..., rows], right)
-                return
-            torch.sub(f[..., rows].unsqueeze(-1), self.cost[..., rows, :], out=part).add_(g.unsqueeze(-2))
-            scale(part.mul_(1 / self.epsilon).exp_(), a[..., rows], b)
-
-        return plan, *written(plan, write)
 
     def _fill(self) -> None:
         g0, same, parts = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype, blocks(self.cost)
         whole = self.kernel if same else self._kept
-        buffer = torch.empty_like(self.cost[..., parts[0] if whole is None else slice(0), :])
+        buffer = torch.empty_like(self.cost[parts[0]]) if whole is None else whole
         plain = not (self.f0.any() or self.g0.any())
         for rows in parts:
-            kernel, cost = self.kernel[..., rows, :], self.cost[..., rows, :]
-            exact = buffer[..., : cost.shape[-2], :] if whole is None else whole[..., rows, :]
+            kernel, cost = self.kernel[rows], self.cost[rows]
+            exact = buffer[..., : cost.shape[-2], :] if whole is None else whole[rows]
             if plain:
                 torch.mul(cost, -1 / self.epsilon, out=exact)
             else:
-                torch.sub(self.f0[..., rows].unsqueeze(-1), cost, out=exact).add_(g0).mul_(1 / self.epsilon)
+                torch.sub(self.f0[rows].unsqueeze(-1), cost, out=exact).add_(g0).mul_(1 / self.epsilon)
             if whole is not None:
                 exact.exp_()
             if not same:
@@ -177,7 +178,7 @@ def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor
 def _least(cost: Tensor, g: Tensor, side: int) -> Tensor:
     """min_j (Cᵢⱼ − gⱼ): (..., n, m), (..., m) → (..., n)"""
     g = g.unsqueeze(-2)
-    return torch.cat([(cost[..., rows, :] - g).amin(side) for rows in blocks(cost)], -1)
+    return torch.cat([(cost[rows] - g).amin(side) for rows in blocks(cost)], -1)
 
 
 def scale(matrix: Tensor, left: Tensor, right: Tensor) -> None:
@@ -185,22 +186,23 @@ def scale(matrix: Tensor, left: Tensor, right: Tensor) -> None:
     matrix.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
 
 
-def written(matrix: Tensor, write: Callable[[Tensor, slice], None]) -> tuple[Tensor, Tensor]:
-    """Sums of the rows and columns of a matrix that `write` writes by blocks of rows, taken while a block is near."""
-    rows_sum, columns_sum = torch.empty_like(matrix[..., 0]), torch.zeros_like(matrix[..., 0, :])
+def balanced(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """`scale`, and the sums of the rows and columns of what it writes, taken while a block of rows is in the cache."""
+    sums, columns = torch.empty_like(left), torch.zeros_like(right)
     for rows in blocks(matrix):
-        part = matrix[..., rows, :]
-        write(part, rows)
-        rows_sum[..., rows] = part.sum(-1)
-        columns_sum += part.sum(-2)
-    return rows_sum, columns_sum
+        part = matrix[rows]
+        scale(part, left[rows], right)
+        sums[rows] = part.sum(-1)
+        columns += part.sum(-2)
+    return sums, columns
 
 
-def blocks(matrix: Tensor) -> list[slice]:
-    """Rows of a matrix on the CPU that fit into a cache; of a batch, and on other devices, all of them."""
+def blocks(matrix: Tensor) -> list[Rows]:
+    """Rows of a matrix on the CPU that fit into a cache; of a small one, a batch, and on other devices, all of them."""
     n, m = matrix.shape[-2:]
-    whole = matrix.dim() > 2 or matrix.device.type != "cpu"
-    size = n if whole else max(1, BLOCK // (m * matrix.element_size()))
+    size = max(1, BLOCK // (m * matrix.element_size()))
+    if size >= n or matrix.dim() > 2 or matrix.device.type != "cpu":
+        return [...]
     return [slice(i, min(n, i + size)) for i in range(0, n, size)]
 
 

@@ -167,14 +167,17 @@ class Sinkhorn:
 
 
 class Iteration(Protocol):
-    """A step of Sinkhorn's algorithm in two halves, each relaxed by ω (..., 1); ω = 0 leaves a problem as it is."""
+    """A step of Sinkhorn's algorithm in two halves, each relaxed by ω, (..., 1) or of one problem a number.
+
+    ω = 0 leaves a problem as it is.
+    """
 
     b: Tensor
 
-    def rows(self, omega: Tensor) -> Tensor:
+    def rows(self, omega: Tensor | float) -> Tensor:
         """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""
 
-    def columns(self, omega: Tensor) -> None:
+    def columns(self, omega: Tensor | float) -> None:
         """Renew g, so that with ω = 1 Pᵀ1 = b."""
 
 
@@ -188,14 +191,14 @@ class LogDomain:
         self.cost, self.b, self.epsilon, self.potentials = cost, b, epsilon, (f, g)
         self._log_a, self._log_b = a.log(), b.log()
 
-    def rows(self, omega: Tensor) -> Tensor:
+    def rows(self, omega: Tensor | float) -> Tensor:
         f, g = self.potentials
         f = torch.lerp(f, softmin(self.cost, g, self._log_b, self.epsilon), omega)
         self._target = softmin(self.cost.mT, f, self._log_a, self.epsilon)
         self.potentials = f, g
         return (self.b * ((g - self._target) / self.epsilon).expm1().abs()).sum(-1)
 
-    def columns(self, omega: Tensor) -> None:
+    def columns(self, omega: Tensor | float) -> None:
         f, g = self.potentials
         self.potentials = f, torch.lerp(g, self._target, omega)
 
@@ -235,11 +238,11 @@ class Loop:
         running = set(range(len(self.made)))
         best, waited = [float("inf")] * len(self.made), [0] * len(self.made)
         omega = [relaxation.omega for relaxation in self.relaxations]
-        weight = self._tensor(omega, iteration.b)
+        weight = self._weight(omega, iteration.b)
         most, made = self.left if last else self.left - 1, 0
         while made < most and running:
             if made == most - 1:
-                weight = self._tensor([float(p in running) for p in range(len(omega))], iteration.b)
+                weight = self._weight([float(p in running) for p in range(len(omega))], iteration.b)
             error = iteration.rows(weight)
             made += 1
             if made % self.every == 0 or made == most:
@@ -257,7 +260,7 @@ class Loop:
                         found = self.relaxations[p].observe(e, self.every)
                         omega[p] = 1.0 if e <= goal else found
                 if omega != before:
-                    weight = self._tensor(omega, iteration.b)
+                    weight = self._weight(omega, iteration.b)
             if running:
                 iteration.columns(weight)
         self.left -= made
@@ -268,7 +271,9 @@ class Loop:
         self.errors = error.flatten().tolist()
         self.left -= made
 
-    def _tensor(self, omega: list[float], like: Tensor) -> Tensor:
+    def _weight(self, omega: list[float], like: Tensor) -> Tensor | float:
+        if not self.shape:
+            return omega[0]
         return torch.tensor(omega, dtype=like.dtype, device=like.device).reshape(*self.shape, 1)
 
 
