@@ -103,9 +103,9 @@ def test_an_interrupt_stops_all_children_and_keeps_what_is_finished(tmp_path: Pa
     assert all(json.loads(path.read_text())["claims"] for path in kept)
 
 
-def test_two_hundred_jobs_survive_kills_of_children_and_of_the_parent(tmp_path: Path) -> None:
-    """10 SIGKILLs of children, one of the parent, one restart: 200 results, none twice, none torn."""
-    overrides = ["seed=range(200)", "hydra.launcher.n_jobs=2", "trainer.max_steps=5", "model.nested=false"]
+def test_sixty_jobs_survive_kills_of_children_and_of_the_parent(tmp_path: Path) -> None:
+    """10 SIGKILLs of children, one of the parent, one restart: 60 results, none twice, none torn."""
+    overrides = ["seed=range(60)", "hydra.launcher.n_jobs=2", "trainer.max_steps=5", "model.nested=false"]
     dice = random.Random(0)
     process = start(tmp_path, *overrides)
     killed = 0
@@ -123,9 +123,9 @@ def test_two_hundred_jobs_survive_kills_of_children_and_of_the_parent(tmp_path: 
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-2000:]
     found = rows(tmp_path)
-    assert sorted(int(row["seed"]) for row in found) == list(range(200))
+    assert sorted(int(row["seed"]) for row in found) == list(range(60))
     assert {row["state"] for row in found} == {"done"}
-    assert len(finished(tmp_path)) == 200
+    assert len(finished(tmp_path)) == 60
     assert all(json.loads(path.read_text())["claims"] for path in finished(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing finished ran again
     assert not list((tmp_path / "sweep").glob("**/*.tmp"))
