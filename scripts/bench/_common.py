@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -21,6 +22,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def pin_threads(threads: int) -> None:
     """Fix the thread count of every BLAS loaded after this call, here and in child processes."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def interpreter(word: str) -> str:
+    """An argument that names a program, such as another environment's Python."""
+    if shutil.which(word) is None:
+        raise argparse.ArgumentTypeError(f"{word} is no program that can be run")
+    return word
 
 
 def arguments(

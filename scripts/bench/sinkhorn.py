@@ -270,7 +270,13 @@ def compare(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with geomloss and ott-jax")
+    parser.add_argument(
+        "--peer-python",
+        type=common.interpreter,
+        default=sys.executable,
+        metavar="PYTHON",
+        help="an interpreter with geomloss and ott-jax",
+    )
     parser.add_argument("--sizes", type=int, nargs="+", help=f"numbers of points ({' '.join(map(str, SIZES))})")
     parser.add_argument("--epsilons", type=float, nargs="+", help=f"({' '.join(map(str, EPSILONS))})")
     options = common.arguments(
