@@ -45,7 +45,7 @@ def arguments(
     for flag, text in flags.items():
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     chosen = parser.parse_args()
-    chosen.repeats = chosen.repeats or (2 if chosen.quick else repeats)
+    chosen.repeats = chosen.repeats or (1 if chosen.quick else repeats)
     pin_threads(chosen.threads)
     return chosen
 

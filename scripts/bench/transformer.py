@@ -8,8 +8,8 @@ github.com/karpathy/nanoGPT is imported. `plain` is such a loop around the lab's
 as `python -m lab experiment=transformer_text` builds it, with all default logging: products of matrices go through
 oneDNN in place of MKL, `model.matmul=medium`, and the maps of attention are written out. Where the processor has no AMX
 these are products of float32 all the same (the table says by how much they differ). `lab, MKL` has
-`model.matmul=highest model.net.fused=true`. `lab, bfloat16` has `trainer.precision=bf16-mixed`: products of bfloat16,
-weights and everything else in float32.
+`model.matmul=highest model.net.fused=true`. `lab, bfloat16`, where the processor multiplies
+that, has `trainer.precision=bf16-mixed`: products of bfloat16, weights and everything else in float32.
 
 How to read it: `ratio` is tokens a second over those of `published` in the same repeat; the goal is 1.3. The last
 column is the loss of the same text held out after the same number of steps.
@@ -39,10 +39,11 @@ else:
 
 BATCH, CONTEXT, LAYERS, HEADS, WIDTH, VOCABULARY = 12, 64, 4, 4, 128, 128
 RATE, BETAS, DECAY = 1e-3, (0.9, 0.99), 0.1
+BFLOAT16 = "lab, bfloat16"
 LAB = {
     "lab": [],
     "lab, MKL": ["model.matmul=highest", "model.net.fused=true"],
-    "lab, bfloat16": ["trainer.precision=bf16-mixed"],
+    BFLOAT16: ["trainer.precision=bf16-mixed"],
 }
 
 
@@ -228,12 +229,12 @@ def work(name: str, text: Path, checkout: str, folder: Path, threads: int) -> No
 
 def measure(text: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Print tokens a second and losses; returns the samples."""
+    import torch
+
     steps, windows = (2, 20) if options.quick else (100, 1000)
+    names = [name for name in ("published", "plain", *LAB) if name != BFLOAT16 or torch.cpu._is_avx512_bf16_supported()]
     places = [str(text), options.nanogpt or "", str(folder), str(options.threads)]
-    workers = {
-        name: common.Worker([sys.executable, __file__, "--worker", name, *places])
-        for name in ("published", "plain", *LAB)
-    }
+    workers = {name: common.Worker([sys.executable, __file__, "--worker", name, *places]) for name in names}
     for worker in workers.values():
         worker.ask("train 2")
     works = {name: partial(worker.ask, f"train {steps}") for name, worker in workers.items()}
