@@ -196,7 +196,7 @@ def test_weights_that_float32_does_not_know_are_weights(reach: float, monkeypatc
     assert float(found.error) <= 1e-9
 
 
-@pytest.mark.parametrize(("seed", "epsilon"), [(1, 0.1), (5, 0.02)])
+@pytest.mark.parametrize(("seed", "epsilon"), [(1, 0.1), (5, 0.02), (1, 1.0)])
 def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
     seed: int, epsilon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +217,7 @@ def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
     assert [end.plan for end in ends] == [None]
     assert ends[0].made <= 2 * 30
     assert float(found.error) <= 1e-13
+    close(found.plan, found._plan(found.f, found.g), atol=1e-14)
 
 
 @pytest.mark.parametrize("offset", [20.0, 40.0, 55.0, -40.0])

@@ -109,11 +109,11 @@ class Scaling:
                 self._fill()
 
     def refined(self, a: Tensor, b: Tensor) -> Scaling | None:
-        """This in the precision of the cost, as a (..., n) and b (..., m) are; None where K was not kept."""
+        """This in the precision of the cost, as a (..., n) and b (..., m) are, once; None where K was not kept."""
         if self._kept is None:
             return None
         fine = copy(self)
-        fine.kernel, fine._kept = self._kept, None
+        fine.kernel, fine._kept, self._kept = self._kept, None, None
         fine.a, fine.b, fine.u, fine.v = a, b, self.u.to(a), self.v.to(b)
         return fine
 
