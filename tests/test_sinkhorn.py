@@ -220,6 +220,15 @@ def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
     close(found.plan, found._plan(found.f, found.g), atol=1e-14)
 
 
+def test_what_newton_has_reached_is_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towards a goal that is finer than float64 resolves, with too few iterations left for Sinkhorn's own way there."""
+    monkeypatch.setattr(sinkhorn_module, "LARGE", 0)
+    options: dict[str, Any] = {"epsilon": 0.05, "tolerance": 1e-15, "max_iterations": 300}
+    found = sinkhorn(*problem(n=60, m=40, seed=2), **options)
+    monkeypatch.setattr(newton, "STEPS", 0)
+    assert float(found.error) < 0.1 * float(sinkhorn(*problem(n=60, m=40, seed=2), **options).error)
+
+
 @pytest.mark.parametrize("offset", [20.0, 40.0, 55.0, -40.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_a_step_that_is_relaxed_by_much_does_not_overflow(offset: float, dtype: Any, tolerance: float) -> None:

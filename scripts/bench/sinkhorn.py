@@ -9,8 +9,8 @@ beforehand.
 
 Everyone works in a process of their own with the same number of threads; OTT compiles before the clock starts. Methods
 that compute in the log domain are timed too: they are what works where ε is small, and several times slower here.
-At ε = 0.05 of the greatest cost twenty iterations are enough, and half of the lab's time is what everybody needs:
-exponentials and a plan in memory.
+At ε = 0.05 of the greatest cost a dozen iterations are enough, and about half of the lab's time is what everybody
+needs: exponentials and a plan in memory.
 
 How to read it: `ratio` is the method's time over the lab's in the same repeat, so above 1 the lab is faster; the goal
 is 2.5 for the fastest peer. --peer-python names an interpreter that has geomloss and ott-jax; who is missing is said

@@ -8,8 +8,8 @@ github.com/karpathy/nanoGPT is imported. `plain` is such a loop around the lab's
 as `python -m lab experiment=transformer_text` builds it, with all default logging: products of matrices go through
 oneDNN in place of MKL, `model.matmul=medium`, and the maps of attention are written out. Where the processor has no AMX
 these are products of float32 all the same (the table says by how much they differ). `lab, MKL` has
-`model.matmul=highest model.net.fused=true`. `lab, bfloat16`, where the processor multiplies
-that, has `trainer.precision=bf16-mixed`: products of bfloat16, weights and everything else in float32.
+`model.matmul=highest model.net.fused=true`. `lab, bfloat16`, where the processor multiplies that, has
+`trainer.precision=bf16-mixed`: products of bfloat16, weights and everything else in float32.
 
 How to read it: `ratio` is tokens a second over those of `published` in the same repeat; the goal is 1.3. The last
 column is the loss of the same text held out after the same number of steps.

@@ -118,7 +118,7 @@ class Scaling:
         return fine
 
     def marginals(self) -> tuple[Tensor, Tensor]:
-        """(P1, Pᵀ1), with K read once"""
+        """(P1, Pᵀ1): (..., n), (..., m)"""
         left, right, sums = self.a * self.u, self.b * self.v, torch.empty_like(self.u)
 
         def noted(product: Tensor, rows: Rows) -> Tensor:
@@ -165,20 +165,20 @@ def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor
 
     (c-transforms: Peyré & Cuturi 2019, §5.1.)
     """
-    rows, columns = _least(cost, g, -1), _least(cost.mT, f, -1)
+    rows, columns = _least(cost, g), _least(cost.mT, f)
     away = torch.maximum((rows - f).abs().amax(-1), (columns - g).abs().amax(-1)) > REACH * epsilon
     away = away & doubtful
     if not bool(away.any()):
         return f, g
     away = away.unsqueeze(-1)
     f = torch.where(away, rows, f)
-    return f, torch.where(away, _least(cost.mT, f, -1), g)
+    return f, torch.where(away, _least(cost.mT, f), g)
 
 
-def _least(cost: Tensor, g: Tensor, side: int) -> Tensor:
+def _least(cost: Tensor, g: Tensor) -> Tensor:
     """min_j (Cᵢⱼ − gⱼ): (..., n, m), (..., m) → (..., n)"""
     g = g.unsqueeze(-2)
-    return torch.cat([(cost[rows] - g).amin(side) for rows in blocks(cost)], -1)
+    return torch.cat([(cost[rows] - g).amin(-1) for rows in blocks(cost)], -1)
 
 
 def scale(matrix: Tensor, left: Tensor, right: Tensor) -> None:

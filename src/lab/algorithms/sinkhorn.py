@@ -136,9 +136,11 @@ def _by_scaling(
         right = torch.stack([t.isfinite().all(-1, keepdim=True) for t in there]).all(0)
         if newton and bool(right) and loop.left > 2:
             ended = polished(rough, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
+            better = bool(ended.error < loop.errors[0])
             loop.count(ended.made, ended.error)
             if ended.plan is not None:
                 return ended.f, ended.g, ended.plan
+            there = (ended.f, ended.g) if better else there
         f, g = (torch.where(right, new, old) for new, old in zip(there, (f, g), strict=True))
         refined = rough.refined(a, b) if bool(right.all()) else None
         del rough
