@@ -119,7 +119,8 @@ def _by_scaling(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(f, g, P): solved in float32, then, where the cost is float64 and this the `last` level, in that; else P is None.
 
-    A problem whose weights float32 does not know, or that overflows there, goes on from the f and g that it came with.
+    A problem whose weights float32 does not know, or that overflows there, goes on from the f and g that it came with;
+    one that Newton's method leaves short of its goal from where that ended, if it is nearer.
     """
     fast = loop.fixed is None  # else ω > 1 may let u and v grow at every step
     options: dict[str, Any] = {} if fast else {"every": 1}

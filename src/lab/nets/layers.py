@@ -47,7 +47,8 @@ def waves(x: Tensor, frequencies: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """ln(1 + eˣ), to the rounding of 1. (…) → (…)
 
-    `torch.nn.functional.softplus` on a CPU takes ln(1 + ·) one element after the other, ten times as long.
+    `torch.nn.functional.softplus` took ten times as long on a CPU with AVX-512, where it went one element after the
+    other, and takes two thirds of the time on one with AVX2 alone: this one is never slow.
     """
     return _Softplus.apply(x)
 
