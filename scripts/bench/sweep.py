@@ -39,7 +39,7 @@ COMMON = ["logger=none", "trainer.accelerator=cpu"]
 TINY = ["experiment=pca_autoencoder", "trainer.max_steps=20", *COMMON]
 WORK = ["experiment=linear_regression", *COMMON]
 QUICK = ["trainer.max_steps=5", "data.designs.small.replicates=8600"]
-IMPORT = "import torch._dynamo, lab.figures, lab.run"
+IMPORT = "import lab.figures, lab.run"
 APP = str(Path(__file__).parent / "_app.py")
 LAB = ["-m", "lab", "-m"]
 OURS, OTHERS = "lab -m", "Hydra"

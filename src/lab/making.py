@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.callbacks.checkpoints import AtomicCheckpointIO
 from lab.errors import Refusal
+from lab.fastimport import without_inductor
 from lab.loggers import MetricsFile
 from lab.machine import world_size
 from lab.rundir import RunDir
@@ -60,20 +61,22 @@ def make_trainer(
     else:
         # buffers are computed alike on every rank, there is nothing to broadcast at each forward
         options["strategy"] = DDPStrategy(broadcast_buffers=False)
-    trainer: pl.Trainer = made(
-        cfg,
-        "trainer",
-        logger=loggers,
-        callbacks=[*checks, *(made(cfg, f"callbacks.{name}") for name in cfg.callbacks)],
-        plugins=[LightningEnvironment(), AtomicCheckpointIO()],
-        default_root_dir=str(run.path),
-        max_epochs=-1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    callbacks = [*checks, *(made(cfg, f"callbacks.{name}") for name in cfg.callbacks)]
+    with without_inductor():
+        trainer: pl.Trainer = made(
+            cfg,
+            "trainer",
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[LightningEnvironment(), AtomicCheckpointIO()],
+            default_root_dir=str(run.path),
+            max_epochs=-1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
     # what `deterministic` brings along is a help to find reads of memory that nobody wrote, at a write of every tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Checkpoints handles signals; Lightning would put its own handler in front, which runs a collective in mid-step

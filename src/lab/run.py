@@ -15,6 +15,7 @@ from typing import Any
 from lab import fastimport
 
 fastimport.load_torchmetrics()  # before Lightning does
+fastimport.defer_dynamo()
 
 import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402

@@ -181,7 +181,6 @@ def run_jobs(jobs: Iterable[Job], at_once: int | None = None) -> Iterator[tuple[
 def _load() -> None:
     """What every run needs, paid once here and not in every fork."""
     import matplotlib.backends.backend_svg  # noqa: F401 - figures are saved by it
-    import torch._dynamo  # noqa: F401 - torch's optimisers load it
     from PIL import Image
 
     import lab.figures

@@ -332,6 +332,11 @@ def test_none_imports_no_wandb_and_leaves_no_folder(without_wandb: Path) -> None
     assert not (without_wandb / "wandb").exists()
 
 
+def test_what_compiles_is_not_imported_where_nothing_is_compiled(without_wandb: Path) -> None:
+    imported = (without_wandb.parent / "imported").read_text()
+    assert not re.search(r"\| +(torch\._dynamo|torch\._inductor|sympy)(\.|$)", imported, re.MULTILINE)
+
+
 def test_no_key_is_offline_and_asks_nothing_even_on_a_terminal(
     tmp_path: Path, environment: dict[str, str], without_wandb: Path
 ) -> None:
