@@ -183,7 +183,7 @@ def test_every_launcher_judges_every_point() -> None:
     sweep = module("sweep")
     for n_jobs in (1, 2):
         for command, at_once in sweep.launchers(n_jobs).values():
-            wall, cpu = sweep.sweep(command, [*sweep.TINY, "trainer.max_steps=2", *at_once], 3)
+            wall, cpu = sweep.sweep(command, [*sweep.TINY, "trainer.max_steps=2", *at_once], 2)
             assert min(wall, cpu) > 0
 
 

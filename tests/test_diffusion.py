@@ -593,7 +593,7 @@ def test_the_bound_of_images_has_the_error_of_its_draws() -> None:
     means, errors = [], []
     for seed in range(20):
         data = GreyDigits(seed=seed)
-        mean, error = ready(data, diffusion(**options)).bits(data, draws=100)
+        mean, error = ready(data, diffusion(bound_draws=100, **options)).bits(data)
         means.append(mean)
         errors.append(error)
     assert 0.2 < np.std(means, ddof=1) / np.mean(errors) < 2  # chi-squared of 19 degrees: above 2 less than once in 10⁶

@@ -43,10 +43,11 @@ RATES = {"lab": 4e-3, "plain": 4e-3, "diffusers": 2e-3}
 """Learning rates of the best bound after 202 steps on Fashion-MNIST: the lab's of 2, 4, 8e-3, theirs of 1, 2, 4e-3."""
 
 
-def config(root: Path, source: str, steps: int) -> Any:
-    """The frozen config of so many steps of `diffusion_mnist`, at a rate that stays."""
+def config(root: Path, source: str, steps: int, draws: int = 1000) -> Any:
+    """The frozen config of so many steps of `diffusion_mnist` at a rate that stays; `draws` are for its bound."""
     overrides = ["experiment=diffusion_mnist", f"data_root={root}", f"data.source={source}", "model.scheduler=null"]
-    return loop.frozen([*overrides, f"model.optimizer.lr={RATES['lab']}", "model.ema=null"], steps, 10)
+    rate = [f"model.optimizer.lr={RATES['lab']}", "model.ema=null"]
+    return loop.frozen([*overrides, *rate, f"model.bound_draws={draws}"], steps, 10)
 
 
 def peer() -> Any:
@@ -82,10 +83,10 @@ def peer() -> Any:
 class Plain:
     """The loop one writes by hand."""
 
-    def __init__(self, root: Path, source: str, net: Any, rate: float) -> None:
+    def __init__(self, root: Path, source: str, net: Any, rate: float, draws: int = 1000) -> None:
         import torch
 
-        cfg = config(root, source, 1)
+        cfg = config(root, source, 1, draws)
         self.data, self.model = loop.instantiated(cfg)
         if net is not None:
             self.model.net = net
@@ -118,29 +119,30 @@ class Plain:
 class Lab:
     """The lab's Trainer; every call trains from the start."""
 
-    def __init__(self, root: Path, source: str) -> None:
-        self.root, self.source = root, source
-        self.data, self.model = loop.instantiated(config(root, source, 1))
+    def __init__(self, root: Path, source: str, draws: int) -> None:
+        self.place = root, source
+        self.draws = draws
+        self.data, self.model = loop.instantiated(config(*self.place, 1, draws))
 
     def train(self, steps: int) -> float:
         import torch
 
-        outcome = loop.lab(config(self.root, self.source, steps))
+        outcome = loop.lab(config(*self.place, steps, self.draws))
         with torch.no_grad():
             for parameter, value in zip(self.model.parameters(), outcome.weights, strict=True):
                 parameter.copy_(value)
         return outcome.seconds
 
 
-def work(name: str, root: Path, source: str, threads: int) -> None:
+def work(name: str, root: Path, source: str, threads: int, draws: int) -> None:
     """A worker: answers lines `train STEPS`, `sample IMAGES STEPS` and `bound` on standard output."""
     import torch
 
     loop.prepare(threads)
     if name == "lab":
-        worker: Any = Lab(root, source)
+        worker: Any = Lab(root, source, draws)
     else:
-        worker = Plain(root, source, peer() if name == "diffusers" else None, RATES[name])
+        worker = Plain(root, source, peer() if name == "diffusers" else None, RATES[name], draws)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed elsewhere goes to standard error
     weights = sum(p.numel() for p in worker.model.net.parameters())
@@ -169,7 +171,7 @@ def networks(root: Path, source: str, options: argparse.Namespace) -> dict[str, 
         print("diffusers is not installed; --peers names an interpreter that has it\n")
     reference = list(pythons)[-1]
     steps, images, sample_steps = (2, 8, 2) if options.quick else (options.steps, 64, 16)
-    place = [str(root), source, str(options.threads)]
+    place = [str(root), source, str(options.threads), "20" if options.quick else "1000"]
     workers = {name: common.Worker([python, __file__, "--worker", name, *place]) for name, python in pythons.items()}
     for worker in workers.values():
         worker.ask("train 2")
@@ -271,6 +273,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        work(sys.argv[2], Path(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))
     else:
         main()

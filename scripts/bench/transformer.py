@@ -53,11 +53,12 @@ def config(text: Path, steps: int, *more: str) -> Any:
     return loop.frozen(["experiment=transformer_text", f"data.path={text}", *constant, *more], steps, 50)
 
 
-def own_source(path: Path) -> None:
-    """Write the lab's own source and pages as one text, what is not ASCII left out."""
+def own_source(path: Path, most: int | None = None) -> None:
+    """Write the lab's own source and pages as one text of at most so many characters, what is not ASCII left out."""
     root = Path(__file__).parents[2]
     files = sorted([*root.glob("src/lab/**/*.py"), *root.glob("experiments/*/README.md"), *root.glob("docs/*.md")])
-    path.write_text("\n".join(f.read_text(encoding="utf-8").encode("ascii", "ignore").decode() for f in files))
+    text = "\n".join(f.read_text(encoding="utf-8").encode("ascii", "ignore").decode() for f in files)
+    path.write_text(text[:most])
 
 
 def published_network(checkout: str) -> Any:
@@ -270,7 +271,7 @@ def main() -> None:
         text = options.text
         if text is None:
             text = Path(folder) / "text.txt"
-            own_source(text)
+            own_source(text, 100_000 if options.quick else None)
         samples = measure(text, Path(folder), options)
     common.report(options, busy, started, samples)
 

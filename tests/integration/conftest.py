@@ -261,6 +261,7 @@ CHEAP: dict[str, list[str]] = {  # fewer draws to judge by: these runs are about
     "diffusion_digits": [
         "data.batch_size=16",
         "model.net.channels=[16,16]",
+        "model.bound_draws=50",
         *(f"claims.{name}.images=10" for name in ("wiener", "gaussian_code", "any_schedule")),
         "claims.frechet.n=50",
         "claims.frechet.steps=2",

@@ -6,9 +6,10 @@ import copy
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from lab.algorithms.samplers import Sampler, Velocity, denoised, sample
@@ -65,6 +66,7 @@ class Diffusion(SteppedModule):
         offset, scale: of the data, so that x₀ has mean 0 and variance 1, roughly.
         antithetic: look at each x₀ with ε and with −ε. Where there is little noise the two errors cancel, and with them
             nearly all that a gradient varies by from batch to batch.
+        bound_draws: of images held out, times and noise, for the bound of their likelihood that is said at the end.
         octaves: samples, likelihoods and claims tell the network an SNR 2^octaves times that of x_t. 0 is right.
         training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
@@ -80,9 +82,11 @@ class Diffusion(SteppedModule):
         antithetic: bool = False,
         octaves: float = 0.0,
         sample_steps: PositiveInt = 32,
+        bound_draws: Annotated[int, Ge(2)] = 1000,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        self.bound_draws = bound_draws
         self.net, self.schedule, self.sampler, self.sample_steps = net, schedule, sampler, sample_steps
         self.shape = None if shape is None else tuple(shape)
         self.offset, self.scale, self.antithetic, self.octaves = offset, scale, antithetic, octaves
@@ -124,17 +128,16 @@ class Diffusion(SteppedModule):
         super().on_fit_end()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, GreyImages) and self.trainer.is_global_zero:
-            draws, images = 1000, len(data.held_out)
             said = "bound of %d draws of %d images held out: %.3f ± %.3f bits a dimension"
-            log.info(said, draws, images, *self.bits(data, draws))
+            log.info(said, self.bound_draws, len(data.held_out), *self.bits(data))
 
     @torch.no_grad()
-    def bits(self, data: GreyImages, draws: int = 1000) -> tuple[float, float]:
-        """(mean, standard error) of the bound of −log₂ p, in bits a dimension, over draws of (image held out, t, ε).
+    def bits(self, data: GreyImages) -> tuple[float, float]:
+        """(mean, standard error) of the bound of −log₂ p, in bits a dimension, over `bound_draws` (image, t, ε).
 
         The error is that of independent draws; times spread evenly make it somewhat less.
         """
-        draw, field = generator(data.seed, "held out"), self.field(torch.float32)
+        draw, field, draws = generator(data.seed, "held out"), self.field(torch.float32), self.bound_draws
         rows = data.held_out[torch.randint(len(data.held_out), (draws,), generator=draw).to(data.held_out.device)]
         times = stratified(uniform(draw, draws), slice(0, draws), draws).float()
         grey = self.signal(torch.linspace(0, 1, data.grey, device=self.device))
