@@ -50,6 +50,13 @@ def composed(name: str, control: str | None, data_root: Path) -> DictConfig:
     return compose([*overrides, "trainer.accelerator=cpu"])
 
 
+def inherited(name: str, control: str) -> bool:
+    """Whether an experiment for a GPU has this control, word for word, from one that is not."""
+    own = source(name)["controls"][control]
+    smaller = (other for other in experiments() if not other.endswith("_large"))
+    return name.endswith("_large") and any(source(other)["controls"].get(control) == own for other in smaller)
+
+
 def test_every_experiment_is_here() -> None:
     assert {name for name, control in CASES if control is None} == set(experiments())
     assert all(any(control for experiment, control in CASES if experiment == name) for name in experiments())
@@ -68,8 +75,8 @@ def test_a_config_composes_checks_and_binds(name: str, control: str | None, data
     assert all(isinstance(claim, Claim) for claim in claims.values())
     if control is not None:
         plain = composed(name, None, data_root)
-        if (cfg.data, cfg.model) == (plain.data, plain.model):
-            return  # the rest is seen without the control
+        if (cfg.data, cfg.model) == (plain.data, plain.model) or inherited(name, control):
+            return  # the rest is seen without the control, or of a smaller model
 
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     assert trainer.max_steps == cfg.trainer.max_steps
