@@ -24,7 +24,7 @@ SMALLER = {
     "sinkhorn_ot_digits": ["data.side=2", "model.histograms.count=4", "data.images=8"],
     "diffusion_digits": ["model.net.channels=[16,32]", "model.bound_draws=100", "claims.frechet.steps=16"],
 }
-"""Of these a quarter of the data, or of the weights, says the same with wider error bars or smaller margins."""
+"""Of these a quarter of the data, or of the weights and half of a sampler's steps, says the same by less."""
 
 
 def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

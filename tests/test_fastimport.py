@@ -35,14 +35,7 @@ with fastimport.without_inductor():
     pl.Trainer(deterministic=True, accelerator="cpu", logger=False, enable_checkpointing=False)
 assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
 assert not isinstance(layer, OptimizedModule)
-assert not hasattr(torch._dynamo, "__file__")
-kept, compiling = torch._dynamo.disable(lambda x: seen(x)), []
-
-def seen(x):
-    compiling.append(torch.compiler.is_compiling())
-    return 2 * x
-
-assert kept(torch.ones(1)).item() == 2
+assert torch._dynamo.__file__.endswith("__init__.py")
 assert deferred()
 """
 
@@ -56,14 +49,30 @@ def run(then: str) -> None:
     "then",
     [
         """
-import torch._dynamo.utils as utils, torch._dynamo.config as config
-from torch._dynamo import eval_frame
-assert torch._dynamo.utils is utils is sys.modules["torch._dynamo.utils"]
-assert torch._dynamo.config is config
-assert utils.__spec__.origin == utils.__file__ and utils.get_optimize_ddp_mode() == "ddp_optimizer"
-assert eval_frame.OptimizedModule is torch._dynamo.OptimizedModule
+import torch._dynamo.config as config
+from torch._dynamo import eval_frame, utils
+assert torch._dynamo.config is config and torch._dynamo.utils is utils
+assert config.__spec__.loader.path == config.__spec__.origin == config.__file__
+assert eval_frame.OptimizedModule is torch._dynamo.OptimizedModule is not OptimizedModule
 """,
         """
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "torch._dynamo.eval_frame":
+            raise ImportError("broken")
+
+sys.meta_path.insert(0, broken := Broken())
+try:
+    torch._dynamo.reset()
+except ImportError as error:
+    assert str(error) == "broken"
+assert "torch._dynamo.eval_frame" not in sys.modules
+sys.meta_path.remove(broken)
+torch._dynamo.config.verbose = True
+assert torch._dynamo.config.verbose
+""",
+        """
+torch._subclasses.fake_tensor.FakeTensorMode()  # by torch._dynamo.config, as fully_shard does
 import torch._inductor.config
 assert torch._inductor.config.deterministic
 with fastimport.without_inductor():
@@ -71,18 +80,23 @@ with fastimport.without_inductor():
 assert not torch._inductor.config.deterministic and not torch.are_deterministic_algorithms_enabled()
 """,
         """
+torch._dynamo.ours = 1
+assert sys.modules["torch._dynamo"].ours == 1 and "ours" in vars(sys.modules["torch._dynamo"])
+assert torch.optim.Optimizer.zero_grad.__wrapped__.__dict__.keys().isdisjoint({"__dynamo_disable"})
+kept = torch.compiler.disable(lambda x: 2 * x + torch.compiler.is_compiling())
+assert kept._torchdynamo_disable
 double = torch.compile(lambda x: kept(x) + torch.compiler.is_compiling(), backend="eager")
 assert double(torch.ones(1)).item() == 3  # compiled but for what is kept from it
-assert compiling == [False, False]
 whole = torch.compile(layer, backend="eager")
 assert isinstance(whole, OptimizedModule) and not isinstance(layer, OptimizedModule)
 from lightning.fabric.wrappers import _unwrap_compiled
 assert _unwrap_compiled(whole)[0] is layer
 step = torch.compile(lambda optimizer: optimizer.step(), backend="eager")
 assert torch.allclose(trained(again, step), eager)
+assert torch.optim.Optimizer.zero_grad.__wrapped__.__dynamo_disable._torchdynamo_disable
 """,
     ],
-    ids=["imported", "inductor", "compiled"],
+    ids=["a part", "broken at first", "inductor", "compiled"],
 )
 def test_the_real_one_is_there_for_who_asks_for_it(then: str) -> None:
     run(then + "assert 'torch._dynamo.eval_frame' in sys.modules\n")

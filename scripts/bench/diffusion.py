@@ -42,8 +42,11 @@ PEER_CHANNELS = (32, 48)
 RATES = {"lab": 4e-3, "plain": 4e-3, "diffusers": 2e-3}
 """Learning rates of the best bound after 202 steps on Fashion-MNIST: the lab's of 2, 4, 8e-3, theirs of 1, 2, 4e-3."""
 
+DRAWS = 1000
+"""Of images held out, for the bound."""
 
-def config(root: Path, source: str, steps: int, draws: int = 1000) -> Any:
+
+def config(root: Path, source: str, steps: int, draws: int = DRAWS) -> Any:
     """The frozen config of so many steps of `diffusion_mnist` at a rate that stays; `draws` are for its bound."""
     overrides = ["experiment=diffusion_mnist", f"data_root={root}", f"data.source={source}", "model.scheduler=null"]
     rate = [f"model.optimizer.lr={RATES['lab']}", "model.ema=null"]
@@ -83,7 +86,7 @@ def peer() -> Any:
 class Plain:
     """The loop one writes by hand."""
 
-    def __init__(self, root: Path, source: str, net: Any, rate: float, draws: int = 1000) -> None:
+    def __init__(self, root: Path, source: str, net: Any, rate: float, draws: int = DRAWS) -> None:
         import torch
 
         cfg = config(root, source, 1, draws)
@@ -171,7 +174,7 @@ def networks(root: Path, source: str, options: argparse.Namespace) -> dict[str, 
         print("diffusers is not installed; --peers names an interpreter that has it\n")
     reference = list(pythons)[-1]
     steps, images, sample_steps = (2, 8, 2) if options.quick else (options.steps, 64, 16)
-    place = [str(root), source, str(options.threads), "20" if options.quick else "1000"]
+    place = [str(root), source, str(options.threads), "20" if options.quick else str(DRAWS)]
     workers = {name: common.Worker([python, __file__, "--worker", name, *place]) for name, python in pythons.items()}
     for worker in workers.values():
         worker.ask("train 2")
@@ -273,6 +276,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(sys.argv[2], Path(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))
+        work(sys.argv[2], Path(sys.argv[3]), sys.argv[4], threads=int(sys.argv[5]), draws=int(sys.argv[6]))
     else:
         main()

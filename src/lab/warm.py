@@ -130,6 +130,7 @@ class Workers:
     def _prepare(self, job: Job) -> None:
         """Import here what the job and its like would each import; a class that cannot be is theirs to refuse."""
         modules = {target.rpartition(".")[0] for target in _targets(compose.plain(job.cfg))} - self._imported
+        modules |= {"torch._dynamo.eval_frame"} - self._imported if job.cfg.model.get("compiled") else set()
         modules |= {"wandb"} & job.cfg.logger.keys() - self._imported  # its logger imports it when it begins
         if not modules:
             return

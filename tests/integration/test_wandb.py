@@ -334,6 +334,7 @@ def test_none_imports_no_wandb_and_leaves_no_folder(without_wandb: Path) -> None
 
 def test_what_compiles_is_not_imported_where_nothing_is_compiled(without_wandb: Path) -> None:
     imported = (without_wandb.parent / "imported").read_text()
+    assert re.search(r"\| +torch$", imported, re.MULTILINE)
     assert not re.search(r"\| +(torch\._dynamo|torch\._inductor|sympy)(\.|$)", imported, re.MULTILINE)
 
 
