@@ -51,7 +51,7 @@ def composed(name: str, control: str | None, data_root: Path) -> DictConfig:
 
 
 def inherited(name: str, control: str) -> bool:
-    """Whether a `_large` experiment has this control, word for word, from one that is not: its own model is made once."""
+    """Whether a `_large` experiment has this control word for word from one that is not: its model is made once."""
     own = source(name)["controls"][control]
     smaller = (other for other in experiments() if not other.endswith("_large"))
     return name.endswith("_large") and any(source(other)["controls"].get(control) == own for other in smaller)

@@ -57,11 +57,13 @@ broken = "claims.evidence._target_=lab.claims.nowhere.Claim"
 job = Job(compose.compose(["experiment=vae", broken]), [], Path("console.log"))
 with Workers(1) as workers:
     workers._prepare(job)
-named = ("wandb", "lab.claims.vae", "lab.data.digits", "lab.claims.nowhere")
-print(*(name in sys.modules for name in named))
+    named = ("wandb", "lab.claims.vae", "lab.data.digits", "lab.claims.nowhere", "torch._dynamo.eval_frame")
+    print(*(name in sys.modules for name in named))
+    workers._prepare(Job(compose.compose(["experiment=vae", "model.compiled=true"]), [], Path("console.log")))
+    print(named[-1] in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"] * 3 + ["False"]
+    assert done.stdout.split() == ["True"] * 3 + ["False"] * 2 + ["True"]
 
 
 @pytest.mark.integration
