@@ -68,6 +68,8 @@ except ImportError as error:
     assert str(error) == "broken"
 assert "torch._dynamo.eval_frame" not in sys.modules
 sys.meta_path.remove(broken)
+from torch._dynamo import graph_break
+assert graph_break.__module__ == "torch._dynamo.decorators"
 torch._dynamo.config.verbose = True
 assert torch._dynamo.config.verbose
 """,
