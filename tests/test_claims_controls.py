@@ -24,7 +24,7 @@ SMALLER = {
     "sinkhorn_ot_digits": ["data.side=2", "model.histograms.count=4", "data.images=8"],
     "diffusion_digits": ["model.net.channels=[16,32]", "model.bound_draws=100", "claims.frechet.steps=16"],
 }
-"""Of these a quarter of the data, or of the weights and half of a sampler's steps, says the same by less."""
+"""A quarter of the data, or of the weights with half of a sampler's steps, shows the same by a smaller margin."""
 
 
 def verify(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

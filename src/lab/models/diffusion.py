@@ -66,7 +66,7 @@ class Diffusion(SteppedModule):
         offset, scale: of the data, so that x₀ has mean 0 and variance 1, roughly.
         antithetic: look at each x₀ with ε and with −ε. Where there is little noise the two errors cancel, and with them
             nearly all that a gradient varies by from batch to batch.
-        bound_draws: of images held out, times and noise, for the bound of their likelihood that is said at the end.
+        bound_draws: of (image held out, t, ε), over which the bound of −log₂ p that is logged at the end is a mean.
         octaves: samples, likelihoods and claims tell the network an SNR 2^octaves times that of x_t. 0 is right.
         training: optimizer, scheduler and the other parameters of a `SteppedModule`.
     """
@@ -133,7 +133,7 @@ class Diffusion(SteppedModule):
 
     @torch.no_grad()
     def bits(self, data: GreyImages) -> tuple[float, float]:
-        """(mean, standard error) of the bound of −log₂ p, in bits a dimension, over `bound_draws` (image, t, ε).
+        """(mean, standard error) of the bound of −log₂ p, in bits a dimension, over draws of (image held out, t, ε).
 
         The error is that of independent draws; times spread evenly make it somewhat less.
         """
