@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import launch
+from lab import ranks
 from lab.errors import CRASHED, HOLDS, REFUSED, Refusal
-from lab.rundir import RunDir
+from lab.rundir import RunDir, refuse_full_disk
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ from lab.rundir import RunDir
     ],
 )
 def test_a_full_disk_is_said_of_the_file_that_found_it(error: int, file: str | None, said: str, tmp_path: Path) -> None:
-    with pytest.raises(Refusal) as refused, launch.refuse_full_disk(tmp_path / "run"):
+    with pytest.raises(Refusal) as refused, refuse_full_disk(tmp_path / "run"):
         raise OSError(error, os.strerror(error), *([str(tmp_path / file)] if file else []))
     assert str(refused.value).startswith(said.format(at=tmp_path))
 
 
-def ranks(*programs: str) -> list[subprocess.Popen[bytes]]:
+def started(*programs: str) -> list[subprocess.Popen[bytes]]:
     return [subprocess.Popen([sys.executable, "-c", f"import sys, time; {program}"]) for program in programs]
 
 
@@ -53,14 +53,14 @@ def test_a_refusal_of_several_ranks_is_that_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launch, "PATIENCE", 3.0)
-    processes = ranks(*programs)
-    started = time.monotonic()
+    monkeypatch.setattr(ranks, "PATIENCE", 3.0)
+    processes = started(*programs)
+    begun = time.monotonic()
     try:
-        assert launch._wait(processes, RunDir(tmp_path)) == code
+        assert ranks._wait(processes, RunDir(tmp_path)) == code
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - begun < 30
     assert said in capsys.readouterr().err

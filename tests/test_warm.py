@@ -50,17 +50,14 @@ def start(tmp_path: Path, *jobs: str) -> subprocess.Popen[str]:
 def test_what_a_run_names_is_imported_before_it_is_forked(tmp_path: Path) -> None:
     code = """
 import sys
-from pathlib import Path
-from lab import compose
-from lab.warm import Job, Workers
-broken = "claims.evidence._target_=lab.claims.nowhere.Claim"
-job = Job(compose.compose(["experiment=vae", broken]), [], Path("console.log"))
-with Workers(1) as workers:
-    workers._prepare(job)
-    named = ("wandb", "lab.claims.vae", "lab.data.digits", "lab.claims.nowhere", "torch._dynamo.eval_frame")
-    print(*(name in sys.modules for name in named))
-    workers._prepare(Job(compose.compose(["experiment=vae", "model.compiled=true"]), [], Path("console.log")))
-    print(named[-1] in sys.modules)
+from lab import loading
+from lab.compose import compose
+loading.load()
+loading.load_named(compose(["experiment=vae", "claims.evidence._target_=lab.claims.nowhere.Claim"]))
+named = ("wandb", "lab.claims.vae", "lab.data.digits", "lab.claims.nowhere", "torch._dynamo.eval_frame")
+print(*(name in sys.modules for name in named))
+loading.load_named(compose(["experiment=vae", "model.compiled=true"]))
+print(named[-1] in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 3 + ["False"] * 2 + ["True"]

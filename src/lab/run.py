@@ -20,6 +20,7 @@ fastimport.defer_dynamo()
 import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from lab.callbacks.checkpoints import Checkpoints  # noqa: E402
@@ -46,6 +47,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     started = time.perf_counter()
     cfg = run.read_config()
     rank = int(os.environ.get("RANK", "0"))
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # read at the import, before a fork had a rank
     with logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
         ranks = world_size(cfg)

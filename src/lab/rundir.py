@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -31,6 +32,8 @@ FIGURE = "figure"
 """The name, without suffix, of the picture of theory against measurement in a run directory."""
 HEARTBEAT = 2.0
 """Seconds between two signs of life of a lock's owner."""
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _KIND = "trainer.accelerator"
 _NOT_THE_RUN = ("run_dir", "id", "objective")
 """Keys that may be others when a run goes on: where it lies, and by which number sweeps compare it."""
@@ -49,6 +52,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # the system does not say which file is too much
             error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def refuse_full_disk(path: Path, key: str = "run_dir") -> Iterator[None]:
+    """Say a full disk or an unwritable folder, which `key` names, in one line; what was written before it stays."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{key}={path}"
+        file = error.filename if isinstance(error.filename, str) else ""
+        if file and not Path(file).absolute().is_relative_to(path.absolute()):
+            where = f"{file}, while running {where}"
+        if error.errno in _FULL_DISK:
+            raise Refusal(
+                f"{where}: no space left ({error.strerror}); what is saved in the run directory stays whole: "
+                "free space and run the same command again"
+            ) from error
+        if error.errno in _UNWRITABLE:
+            raise Refusal(f"{where} cannot be written: {error.strerror} ({error.filename})") from error
         raise
 
 
@@ -115,6 +138,10 @@ class RunDir:
             OmegaConf.update(config, _KIND, said, force_add=True)
             write_atomically(self.config, OmegaConf.to_yaml(config))
         return True
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank other than 0, which alone speaks to the terminal, prints."""
+        return self.path / f"rank{rank}.log"
 
     @property
     def exists(self) -> bool:

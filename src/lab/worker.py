@@ -1,4 +1,7 @@
-"""One rank of a run: `python -m lab.worker RUN_DIR CHECKPOINT [ALIVE_FD LOCK_FD]`, started by lab.launch."""
+"""One rank of a run, started by `lab.ranks`.
+
+In a fork of a process that has loaded all, or as `python -m lab.worker RUN_DIR CHECKPOINT [ALIVE_FD LOCK_FD]`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,12 @@ import atexit
 import os
 import signal
 import sys
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lab.errors import CRASHED, HOLDS, REFUSED, Refusal
-from lab.launch import STOPS, end_with_parent, leave, on_stop, redirect, refuse_full_disk
-from lab.rundir import RunDir
+from lab.processes import STOPS, end_with_parent, leave, on_stop, redirect
+from lab.rundir import RunDir, refuse_full_disk
 
 SLURM_NAMES = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "NODE_RANK": "NODEID", "WORLD_SIZE": "NTASKS"}
 
@@ -27,8 +28,12 @@ def main() -> None:
         os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
-        redirect(run_dir / f"rank{rank}.log")  # rank 0 alone speaks to the terminal
-    code = _execute(RunDir(run_dir), Path(checkpoint) if checkpoint else None, fds)
+        redirect(RunDir(run_dir).rank_log(rank))
+    for fd in fds:  # wandb's service and other children must not keep the run alive
+        os.set_inheritable(fd, False)
+    if fds:
+        end_with_parent(fds[0])
+    code = work(RunDir(run_dir), Path(checkpoint) if checkpoint else None)
     if not fds and rank > 0 and code > 128:
         code = HOLDS  # rank 0 says how the run stopped; srun would kill it for this one's code while it closes its logs
     sys.exit(code)
@@ -41,11 +46,8 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _execute(run: RunDir, checkpoint: Path | None, fds: Sequence[int]) -> int:
-    for fd in fds:  # wandb's service and other children must not keep the run alive
-        os.set_inheritable(fd, False)
-    if fds:
-        threading.Thread(target=end_with_parent, args=(fds[0],), daemon=True).start()
+def work(run: RunDir, checkpoint: Path | None) -> int:
+    """Execute the run directory as the rank that the environment says; returns the exit code."""
     try:
         with on_stop(leave), refuse_full_disk(run.path):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

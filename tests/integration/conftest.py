@@ -130,11 +130,10 @@ class Run(subprocess.Popen[str]):
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                command = (process / "cmdline").read_bytes().split(b"\0")
-                if b"lab.worker" in command and str(self.path).encode() in command:
-                    environment = dict(v.partition(b"=")[::2] for v in (process / "environ").read_bytes().split(b"\0"))
-                    found[int(environment[b"LOCAL_RANK"])] = int(process.name)
-            except (OSError, KeyError):  # it has ended, or is not yet what it will be
+                name = (process / "comm").read_text().strip()
+                if name.startswith("lab rank ") and str(self.path).encode() in (process / "cmdline").read_bytes():
+                    found[int(name.removeprefix("lab rank "))] = int(process.name)
+            except OSError:  # it has ended
                 continue
         return found
 

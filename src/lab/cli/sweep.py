@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from lab import check, compose, paths
 from lab.compose.overrides import chooses_group, parse
 from lab.errors import HOLDS, Refusal, nearest
-from lab.launch import refuse_full_disk
-from lab.rundir import RunDir
+from lab.rundir import RunDir, refuse_full_disk
 from lab.sweep import plan
 from lab.sweep.grid import Grid, Optimum
 from lab.sweep.plan import Composer, Sweep

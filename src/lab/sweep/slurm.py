@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab import paths
 from lab.errors import CRASHED, HOLDS, REFUTED, Refusal
-from lab.launch import on_stop
 from lab.machine import check_machine
+from lab.processes import on_stop
 from lab.provenance import SUBMITTED, code, tree_diff
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lab.errors import CRASHED, REFUSED, Refusal
-from lab.launch import launch, on_stop, redirect
+from lab.launch import launch
 from lab.machine import check_machine
+from lab.processes import on_stop, redirect
 from lab.rundir import RunDir, write_atomically
 from lab.sweep import queue
 from lab.sweep.local import CONSOLE

@@ -1,0 +1,147 @@
+"""Processes: forks of this one, how they end with it, and what SIGINT and SIGTERM do. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from lab.errors import CRASHED
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def on_stop(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Hand SIGINT and SIGTERM to `handler`; outside the main thread, whose owner handles them, nothing changes."""
+    before = {signum: signal.signal(signum, handler) for signum in STOPS} if is_main_thread() else {}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
+def is_main_thread() -> bool:
+    """Whether signal handlers may be set here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def leave(signum: int, _frame: FrameType | None) -> None:
+    """What SIGINT and SIGTERM do while there is nothing to save: end the process at once and without a traceback."""
+    line = f"{signal.Signals(signum).name}: stopped; the same command goes on from the last checkpoint\n"
+    os.write(2, line.encode())  # print may have been interrupted by this very signal
+    os._exit(128 + signum)
+
+
+@contextlib.contextmanager
+def stops_held_back() -> Iterator[None]:
+    """Processes started within take SIGINT and SIGTERM only once they ask for them, when they can say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def redirect(output: Path) -> None:
+    """Send what this process and its children print to the end of a file."""
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def end_with_parent(alive: int) -> None:
+    """Kill this process when the other end of the pipe `alive` is gone, however its owner ended."""
+
+    def wait() -> None:
+        os.read(alive, 1)  # nothing is ever written
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class Fork:
+    """A fork of this process, in a session of its own, that does one thing and ends; used as a `subprocess.Popen`.
+
+    It has loaded whatever this process had. This process must not have computed anything with it: threads that
+    compute, and a GPU that was spoken to, do not survive a fork.
+
+    Args:
+        do: what the fork executes; what it returns is its exit code, an exception is printed and is `CRASHED`.
+        alive: a pipe that this process never writes to; when its writing end is gone, so is the fork.
+        output: the file that takes what it prints; None: what this process prints to.
+    """
+
+    def __init__(self, do: Callable[[], int], alive: tuple[int, int], output: Path | None = None) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with stops_held_back():
+            self.pid = os.fork()
+            if not self.pid:
+                _be(do, alive, output)
+
+    def poll(self) -> int | None:
+        """The exit code, -n where signal n ended it; None while it runs."""
+        if self.returncode is None:
+            self._reap(os.WNOHANG)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        if self.returncode is None:
+            self._reap(0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _reap(self, options: int) -> None:
+        done, status = os.waitpid(self.pid, options)
+        if done:
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _be(do: Callable[[], int], alive: tuple[int, int], output: Path | None) -> NoReturn:
+    code = CRASHED
+    try:
+        atexit._clear()  # what the parent has to do at its end
+        os.setsid()  # a Ctrl-C at the terminal is the parent's to pass on
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            redirect(output)
+        for signum in STOPS:
+            signal.signal(signum, leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        os.close(alive[1])
+        end_with_parent(alive[0])
+        code = do()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # before Python unloads torch, whose communication threads can abort then though the work was done
+            os._exit(code)
