@@ -28,7 +28,7 @@ run: $(installed) ## train and judge: experiment=pca_autoencoder args="seed=1 tr
 	@$(python) -m lab experiment=$(experiment) $(args)
 
 test: $(installed) ## the whole test suite, a worker a core: args="-k pca -x"
-	$(python) -m pytest -n auto --dist loadfile $(args)
+	$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(args)
 
 check: lint types ## lint, formatting and types
 

@@ -18,6 +18,17 @@ from scipy.sparse import csr_matrix, random_array
 
 from lab import paths
 
+LONGEST = ["test_claims_controls", "integration/test_slurm", "integration/test_wandb", "integration/test_sweep"]
+LONGEST += ["integration/test_stopped", "test_bench", "integration/test_ranks", "integration/test_same_run"]
+"""Test files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several workers begin with what takes longest: what is left at the end is then short, and none waits for it."""
+    if hasattr(config, "workerinput"):
+        order = {Path(__file__).parent / f"{name}.py": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

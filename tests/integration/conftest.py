@@ -228,7 +228,11 @@ STEPS = {
     "diffusion_digits": 100,
     "sinkhorn_ot_digits": 100,
 }
-CHEAP: dict[str, list[str]] = {  # fewer draws to judge by: these runs are about training
+CHEAP: dict[str, list[str]] = {  # fewer draws to judge by, fewer panels to draw: these runs are about training
+    "pca_autoencoder": [
+        *(f"~controls.{name}" for name in ("relu_bottleneck", "one_more_code", "no_order")),
+        *(f"~claims.{name}" for name in ("principal_angles", "ordered_eigenvectors", "ordered_variances")),
+    ],
     "linear_regression": ["data.designs.tall.replicates=32", "data.designs.small.replicates=400"],
     "vae": ["claims.importance_bounds.images=16", "claims.importance_bounds.draws=64"],
     "diffusion": [

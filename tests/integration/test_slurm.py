@@ -140,10 +140,10 @@ def test_a_sweep_is_an_array(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_two_nodes_train_what_one_process_does(
     strategy: str, sweep: Any, finished: Any, words: Any, outcome: Any
 ) -> None:
-    spread = ["trainer.num_nodes=2", f"trainer.strategy={strategy}"]
-    nodes = sweep("nodes", spread, "wait=true", "poll_seconds=0.5")
+    short, spread = "trainer.max_steps=300", ["trainer.num_nodes=2", f"trainer.strategy={strategy}"]
+    nodes = sweep("nodes", [*spread, short], "wait=true", "poll_seconds=0.5")
     nodes.submit()
-    run, one = outcome(nodes.first), finished(words("pca_autoencoder"))
+    run, one = outcome(nodes.first), finished(words("pca_autoencoder", short))
     assert run.verdict["provenance"]["world_size"] == 2
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n" in (nodes.path / "job-0.sbatch").read_text()
     apart = {key: float((run.weights[key] - w).norm() / w.norm()) for key, w in one.weights.items()}

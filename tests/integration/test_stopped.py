@@ -68,9 +68,10 @@ def test_weights_split_over_two_ranks_are_trained_and_saved_whole(
     start: Any, finished: Any, words: Any, steps: Any, tmp_path: Path, outcome: Any
 ) -> None:
     """FSDP adds the same two halves of each gradient as DDP does, so nothing differs, however often it was stopped."""
-    split = ["trainer.devices=2", "trainer.strategy=fsdp"]
-    stop_and_finish("pca_autoencoder", split, start, finished, words, steps, tmp_path / "run", outcome)
-    assert outcome(tmp_path / "run").differs_from(finished(words("pca_autoencoder", "trainer.devices=2"))) == []
+    two = ["trainer.devices=2", "trainer.max_steps=300"]
+    split, fewer = [*two, "trainer.strategy=fsdp"], steps | {"pca_autoencoder": 300}
+    stop_and_finish("pca_autoencoder", split, start, finished, words, fewer, tmp_path / "run", outcome)
+    assert outcome(tmp_path / "run").differs_from(finished(words("pca_autoencoder", *two))) == []
 
 
 def test_average_and_weights_both_go_on(

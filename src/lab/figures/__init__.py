@@ -117,7 +117,8 @@ def save(figure: Figure, folder: Path, name: str = FIGURE) -> None:
     with style(), matplotlib.rc_context({"figure.constrained_layout.use": False}):
         if layout := figure.get_layout_engine():
             layout.execute(figure)
-            layout.execute(figure)  # axes of a fixed aspect have only now the size that their titles stand over
+            if any(ax.get_aspect() != "auto" or ax.get_box_aspect() is not None for ax in figure.axes):
+                layout.execute(figure)  # only now have they the size that their titles stand over
             figure.set_layout_engine(None)  # else every format would lay it out again, and draw it twice
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             buffer = io.BytesIO()
