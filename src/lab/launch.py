@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from lab import loading
 from lab.errors import HOLDS, REFUSED, REFUTED, Refusal
-from lab.loading import FORKS
 from lab.machine import ranks_per_node, world_size
 from lab.paths import OUTPUTS
 from lab.processes import leave, on_stop
@@ -52,7 +52,7 @@ def _execute(run: RunDir, checkpoint: Path | None, cfg: DictConfig, lock: int, *
     if ranks > ranks_per_node(cfg):
         return execute_on_nodes(run, checkpoint)
     if ranks > 1 or fresh_process:
-        return execute_ranks(run, checkpoint, ranks, lock, fresh=fresh_process or not FORKS)
+        return execute_ranks(run, checkpoint, ranks, lock, fresh=fresh_process or not loading.FORKS)
     with on_stop(leave):
         from lab.run import execute
 

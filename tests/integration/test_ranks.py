@@ -29,7 +29,7 @@ import pytest
 import torch
 
 from lab.compose import compose
-from lab.errors import REFUSED, Refusal
+from lab.errors import REFUSED, REFUTED, Refusal
 from lab.rundir import RunDir
 
 EPSILON = {"32-true": 2.0**-23, "64-true": 2.0**-52}
@@ -121,6 +121,21 @@ def test_two_ranks_leave_one_run(experiment: str, finished: Any, words: Any, ste
     assert len(list(run.path.parent.rglob(f"{run.path.name}*/verdict.json"))) == 1
     log = (run.path / "run.log").read_text()
     assert log.count(f"{experiment} · seed 0 · 2 × cpu") == 1
+
+
+def test_fresh_ranks_train_what_forks_do(finished: Any, words: Any, outcome: Any, tmp_path: Path) -> None:
+    """As where forking a process that has loaded torch is not safe."""
+    command, run = words("pca_autoencoder", "trainer.devices=2"), tmp_path / "run"
+    code = "from lab import loading; loading.FORKS = False; from lab.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, f"run_dir={run}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == REFUTED, done.stderr
+    assert outcome(run).differs_from(finished(command)) == []
 
 
 def test_a_rank_refuses_another_world_size_than_asked_for(tmp_path: Path, words: Any) -> None:
