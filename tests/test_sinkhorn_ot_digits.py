@@ -187,13 +187,18 @@ class Given(Histograms):
         return self.alpha[rows]
 
 
-@pytest.fixture
-def exact(data: DigitHistograms) -> SimpleNamespace:
-    """A run whose histograms are theory's."""
+@pytest.fixture(scope="module")
+def barycentres(data: DigitHistograms) -> Tensor:
+    """Theory's, which take seconds."""
     cost, images = claims.squared_distances(data), data.corners.numpy()
-    alpha = torch.from_numpy(theory.debiased_barycentre(images, cost, data.mixtures.numpy(), EPSILON))
+    return torch.from_numpy(theory.debiased_barycentre(images, cost, data.mixtures.numpy(), EPSILON))
+
+
+@pytest.fixture
+def exact(barycentres: Tensor) -> SimpleNamespace:
+    """A run whose histograms are theory's."""
     solver = Sinkhorn(tolerance=1e-10, annealing=0.5)
-    return SimpleNamespace(histograms=Given(alpha), cost=SquaredEuclidean(), solver=solver, epsilon=EPSILON)
+    return SimpleNamespace(histograms=Given(barycentres), cost=SquaredEuclidean(), solver=solver, epsilon=EPSILON)
 
 
 def judged(name: str, net: SimpleNamespace, data: DigitHistograms) -> Evidence:
