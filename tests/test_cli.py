@@ -288,6 +288,13 @@ def run(*words: str) -> int:
     return command.dispatch(words)
 
 
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_file_of_the_lab(closed: int) -> None:
+    code = f"import os, lab.__main__ as m; os.close({closed}); m.dispatch = lambda _: os.fstat({closed}).st_size; m.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_is_composed_checked_and_launched(launched: list[Any]) -> None:
     assert run(PCA, "seed=13", "model.optimizer.eps=1e-6") == REFUTED
     [(cfg, overrides, fresh)] = launched

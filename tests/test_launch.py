@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,10 +58,85 @@ def test_a_refusal_of_several_ranks_is_that_of_the_first(
     processes = started(*programs)
     begun = time.monotonic()
     try:
-        assert ranks._wait(processes, RunDir(tmp_path)) == code
+        assert ranks._wait(processes, RunDir(tmp_path), []) == code
     finally:
         for process in processes:
             process.kill()
             process.wait()
     assert time.monotonic() - begun < 30
     assert said in capsys.readouterr().err
+
+
+TOLD = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from lab import loading, ranks, worker
+from lab.rundir import RunDir
+
+def work(run, checkpoint):
+    time.sleep(60)
+    return 0
+
+loading.load, loading.load_named, worker.work = (lambda: None), (lambda cfg: None), work
+RunDir.read_config = lambda self: SimpleNamespace(threads=1)
+forks, made = os.fork, 0
+
+def fork():
+    global made
+    if sys.argv[1] == f"before {made}":
+        told()
+    pid = forks()
+    if pid and sys.argv[1] == f"after {made}":
+        told()
+    made += 1
+    return pid
+
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+
+os.fork = fork
+run = RunDir(Path("run"))
+run.path.mkdir()
+with run.lock() as lock:  # whose thread may be given the signal
+    print(ranks.execute_ranks(run, None, 2, lock, fresh=False))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before 0", "after 0", "before 1", "after 1"])
+def test_a_signal_reaches_ranks_that_are_only_being_started(moment: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD, moment], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.stdout == f"{128 + signal.SIGTERM}\n", done.stderr
+    for said in (done.stderr, (tmp_path / "run/rank1.log").read_text()):
+        assert said == "SIGTERM: stopped; the same command goes on from the last checkpoint\n"
+
+
+def test_a_rank_holds_the_lock_of_its_run_alone(tmp_path: Path) -> None:
+    """Not the sweep's: the sweep may end, and be started again, while a rank is still ending."""
+    code = """
+import os
+from pathlib import Path
+from lab.processes import Fork
+from lab.rundir import RunDir, release_locks
+alive = os.pipe()
+
+with RunDir(Path("sweep")).lock() as sweep, RunDir(Path("run")).lock() as run:
+    def do():
+        release_locks(but=run)
+        os.fstat(run)
+        try:
+            os.fstat(sweep)
+        except OSError:
+            return 7
+    print(Fork(do, alive).wait())
+print(*(folder.is_held() for folder in map(RunDir, map(Path, ("sweep", "run")))))
+"""
+    for name in ("sweep", "run"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.stdout == "7\nFalse False\n", done.stderr

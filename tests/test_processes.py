@@ -23,9 +23,8 @@ alive = os.pipe()
 
 def run(then: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A process that makes forks; pytest's own threads and streams are not for them."""
-    return subprocess.run(
-        [sys.executable, "-c", START + then], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-c", START + then]
+    return subprocess.run(command, cwd=folder, input="typed", capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +33,7 @@ def run(then: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("lambda: 3", 3, ""),
         ("lambda: print('out') or 0", 0, "out\n"),
         ("lambda: 1 / 0", CRASHED, "ZeroDivisionError"),
+        ("lambda: None", CRASHED, "TypeError"),
         ("lambda: os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
         ("lambda: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9)", 128 + signal.SIGTERM, "SIGTERM: stopped;"),
         ("lambda: len(sys.stdin.read())", 0, ""),
@@ -56,9 +56,9 @@ def test_what_ends_the_parent_is_not_for_the_fork_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_fork_is_signalled_once_and_not_after_its_end(signum: signal.Signals, tmp_path: Path) -> None:
+def test_a_fork_is_signalled_and_after_its_end_no_other(signum: signal.Signals, tmp_path: Path) -> None:
     then = f"""
-fork = Fork(lambda: time.sleep(60), alive)
+fork = Fork(lambda: time.sleep(600), alive)
 print(fork.poll())
 fork.send_signal({int(signum)})
 print(fork.wait())
@@ -70,9 +70,18 @@ fork.kill()
     assert made.stdout.split() == ["None", str(-signum if signum == signal.SIGKILL else 128 + signum)]
 
 
+def test_a_shell_that_ignores_its_children_hides_no_exit_code(tmp_path: Path) -> None:
+    code = START + "print(Fork(lambda: 3, alive).wait())"
+    shell = f"trap '' CHLD; exec {sys.executable} -c \"$CODE\""
+    done = subprocess.run(
+        ["sh", "-c", shell], env=os.environ | {"CODE": code}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "3\n", done.stderr
+
+
 def test_forks_end_with_their_parent_however_it_ended(tmp_path: Path) -> None:
     then = """
-forks = [Fork(lambda: time.sleep(60), alive) for _ in range(2)]
+forks = [Fork(lambda: time.sleep(600), alive) for _ in range(2)]
 print(*(fork.pid for fork in forks), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -24,7 +24,8 @@ def launch(cfg: DictConfig, overrides: Sequence[str] = (), *, fresh_process: boo
     Args:
         cfg: composed and checked.
         overrides: as the user gave them, kept in the run directory.
-        fresh_process: leave this process as it is; without it a run of one rank is executed here.
+        fresh_process: leave this process as it is. Without it a run of one rank is executed here, and for several
+            this process imports what they need and is forked, so it must not have computed anything.
     """
     run = RunDir.choose(cfg, OUTPUTS)
     with refuse_full_disk(run.path):

@@ -44,7 +44,11 @@ def leave(signum: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def stops_held_back() -> Iterator[None]:
-    """Processes started within take SIGINT and SIGTERM only once they ask for them, when they can say so."""
+    """Processes started within take SIGINT and SIGTERM only once they ask for them, when they can say so.
+
+    This process may still be told: where it has other threads the kernel gives a signal to one of those, and Python
+    calls the handler in this one.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -71,10 +75,11 @@ def end_with_parent(alive: int) -> None:
 
 
 class Fork:
-    """A fork of this process, in a session of its own, that does one thing and ends; used as a `subprocess.Popen`.
+    """A fork of this process, in a session of its own, that does one thing and ends.
 
     It has loaded whatever this process had. This process must not have computed anything with it: threads that
-    compute, and a GPU that was spoken to, do not survive a fork.
+    compute, and a GPU that was spoken to, do not survive a fork. What was registered to be done at this process's end
+    is not done at the fork's; what it registers itself with `atexit` is.
 
     Args:
         do: what the fork executes; what it returns is its exit code, an exception is printed and is `CRASHED`.
@@ -84,6 +89,8 @@ class Fork:
 
     def __init__(self, do: Callable[[], int], alive: tuple[int, int], output: Path | None = None) -> None:
         self.returncode: int | None = None
+        if is_main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the system forgets how a child ended
         sys.stdout.flush()
         sys.stderr.flush()
         with stops_held_back():
@@ -92,13 +99,13 @@ class Fork:
                 _be(do, alive, output)
 
     def poll(self) -> int | None:
-        """The exit code, -n where signal n ended it; None while it runs."""
+        """The exit code, -n where signal n ended it; None while it runs. Not for signal handlers."""
         if self.returncode is None:
             self._reap(os.WNOHANG)
         return self.returncode
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end; returns the exit code. Not for signal handlers."""
         if self.returncode is None:
             self._reap(0)
         assert self.returncode is not None
@@ -110,20 +117,23 @@ class Fork:
             self.returncode = os.waitstatus_to_exitcode(status)
 
     def send_signal(self, signum: int) -> None:
-        """Send a signal, unless it has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, signum)
+        """Send a signal, unless it was found to have ended."""
+        if self.returncode is None:  # so that its number is no other's yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        """Send SIGKILL, unless it has ended."""
+        """Send SIGKILL, unless it was found to have ended."""
         self.send_signal(signal.SIGKILL)
 
 
 def _be(do: Callable[[], int], alive: tuple[int, int], output: Path | None) -> NoReturn:
     code = CRASHED
     try:
-        atexit._clear()  # what the parent has to do at its end
+        atexit._clear()
         os.setsid()  # a Ctrl-C at the terminal is the parent's to pass on
+        os.close(alive[1])
+        end_with_parent(alive[0])
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -133,15 +143,20 @@ def _be(do: Callable[[], int], alive: tuple[int, int], output: Path | None) -> N
         for signum in STOPS:
             signal.signal(signum, leave)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        os.close(alive[1])
-        end_with_parent(alive[0])
-        code = do()
+        code = int(do())
     except BaseException:
         traceback.print_exc()
     finally:
         try:
             atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:  # before Python unloads torch, whose communication threads can abort then though the work was done
-            os._exit(code)
+        finally:
+            end_now(code)
+
+
+def end_now(code: int) -> NoReturn:
+    """End before Python unloads torch: its communication threads can abort a rank then, though its work was done."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

@@ -16,7 +16,7 @@ from pathlib import Path
 from lab import loading, worker
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
 from lab.processes import Fork, leave, on_stop, stops_held_back
-from lab.rundir import MEETING, RunDir
+from lab.rundir import MEETING, RunDir, release_locks
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 PATIENCE = 30.0
@@ -34,27 +34,23 @@ def execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int, *
         lock: the lock's file descriptor, which the ranks hold as well.
         fresh: start new processes, and leave this one as it is; without it this one imports and is forked.
     """
-    processes: list[Rank] = []
-
-    def forward(signum: int, _frame: object) -> None:
-        for process in processes:
-            process.send_signal(signum)
-
+    threads, processes, told = str(run.read_config().threads), list[Rank](), list[int]()
     if not fresh:
+        os.environ["OMP_NUM_THREADS"] = threads  # read when torch is loaded
         with on_stop(leave):
             loading.load()
             loading.load_named(run.read_config())
+    start = partial(_fresh, lock=lock, threads=threads) if fresh else partial(_forked, lock=lock)
     with _pipe() as alive, tempfile.TemporaryDirectory(prefix="lab-ranks-") as meeting:
         # the ranks find each other through a file: a port, once found free, may be taken before rank 0 listens on it
         shared = {"WORLD_SIZE": str(ranks), "NODE_RANK": "0", MEETING: str(Path(meeting, "store"))}
         try:
-            with on_stop(forward):
+            with on_stop(lambda signum, _: told.append(signum)):  # and no more: not all ranks may be there yet
                 with stops_held_back():
                     for rank in range(ranks):
                         environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                        start = partial(_fresh, lock=lock) if fresh else _forked
                         processes.append(start(run, checkpoint, environment, alive))
-                return _wait(processes, run)
+                return _wait(processes, run, told)
         finally:
             for process in processes:
                 process.kill()
@@ -72,10 +68,13 @@ def _pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
-def _forked(run: RunDir, checkpoint: Path | None, environment: dict[str, str], alive: tuple[int, int]) -> Fork:
+def _forked(
+    run: RunDir, checkpoint: Path | None, environment: dict[str, str], alive: tuple[int, int], lock: int
+) -> Fork:
     rank = environment["RANK"]
 
     def do() -> int:
+        release_locks(but=lock)
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text(f"lab rank {rank}", encoding="ascii")  # what ps and top show
         for name in RANK_VARIABLES:
@@ -87,15 +86,20 @@ def _forked(run: RunDir, checkpoint: Path | None, environment: dict[str, str], a
 
 
 def _fresh(
-    run: RunDir, checkpoint: Path | None, environment: dict[str, str], alive: tuple[int, int], lock: int
+    run: RunDir,
+    checkpoint: Path | None,
+    environment: dict[str, str],
+    alive: tuple[int, int],
+    lock: int,
+    threads: str,
 ) -> subprocess.Popen[bytes]:
-    fds = (alive[0], lock)
+    fds, without = (alive[0], lock), {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     return subprocess.Popen(
         [sys.executable, "-m", "lab.worker", str(run.path), str(checkpoint or ""), *map(str, fds)],
-        env={k: v for k, v in os.environ.items() if k not in RANK_VARIABLES} | environment,
+        env=without | environment | {"OMP_NUM_THREADS": threads},
         stdin=subprocess.DEVNULL,
         pass_fds=fds,
-        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `forward` alone
+        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `_wait` alone
     )
 
 
@@ -135,10 +139,17 @@ def _own_address() -> str:
     return name
 
 
-def _wait(processes: Sequence[Rank], run: RunDir) -> int:
-    """Rank 0's exit code, or 1 as soon as any rank dies of itself; a rank told to stop is followed by the others."""
+def _wait(processes: Sequence[Rank], run: RunDir, told: list[int]) -> int:
+    """Rank 0's exit code, or 1 as soon as any rank dies of itself; a rank told to stop is followed by the others.
+
+    Signals that come to be in `told` are passed on to all.
+    """
     deadline = float("inf")
     while True:
+        while told:
+            signum = told.pop(0)
+            for process in processes:
+                process.send_signal(signum)
         codes = [process.poll() for process in processes]
         for rank, code in enumerate(codes):
             if code is None or code in (HOLDS, REFUTED) or code >= 128:

@@ -35,6 +35,8 @@ HEARTBEAT = 2.0
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _KIND = "trainer.accelerator"
+_held: set[int] = set()
+"""The file descriptors of the locks that this process holds."""
 _NOT_THE_RUN = ("run_dir", "id", "objective")
 """Keys that may be others when a run goes on: where it lies, and by which number sweeps compare it."""
 
@@ -248,6 +250,7 @@ class RunDir:
         """
         file = self.path / ".lock"
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        _held.add(fd)
         try:
             self._acquire(fd, key)
             for abandoned in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
@@ -266,6 +269,7 @@ class RunDir:
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, 0)  # an empty file: its owner left in order
         finally:
+            _held.discard(fd)
             os.close(fd)
 
     def _acquire(self, fd: int, key: str) -> None:
@@ -292,6 +296,13 @@ class RunDir:
             f"{key}={self.path} is being written by process {owner.get('pid', 'unknown')} on "
             f"{owner.get('host', 'this host')}; wait for it, stop it, or choose another {key}"
         )
+
+
+def release_locks(but: int) -> None:
+    """In a fork: hold no lock of its parent's but one, so that the others end when it lets go of them."""
+    for fd in _held - {but}:
+        os.close(fd)
+    _held.intersection_update({but})
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

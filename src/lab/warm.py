@@ -19,7 +19,7 @@ from lab import loading
 from lab.devices import Devices, Need, confine
 from lab.errors import REFUSED, Refusal
 from lab.launch import launch
-from lab.processes import STOPS, Fork, is_main_thread, stops_held_back
+from lab.processes import STOPS, Fork, is_main_thread
 
 GRACE = 10.0
 """Seconds in which a run that is told to stop may save."""
@@ -112,9 +112,8 @@ class Workers:
             return False
         if loading.FORKS:
             loading.load_named(job.cfg)
-        with stops_held_back():  # else an interrupt could lose sight of the fork
-            fork = Fork(partial(_execute, job, need, devices), self._alive, job.console)
-            self._running.append(_Running(job, fork, need, devices))
+        fork = Fork(partial(_execute, job, need, devices), self._alive, job.console)
+        self._running.append(_Running(job, fork, need, devices))
         return True
 
     def stop(self, job: Job) -> None:

@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from lab.errors import CRASHED, HOLDS, REFUSED, Refusal
-from lab.processes import STOPS, end_with_parent, leave, on_stop, redirect
+from lab.processes import STOPS, end_now, end_with_parent, leave, on_stop, redirect
 from lab.rundir import RunDir, refuse_full_disk
 
 SLURM_NAMES = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "NODE_RANK": "NODEID", "WORLD_SIZE": "NTASKS"}
@@ -22,35 +21,29 @@ SLURM_NAMES = {"RANK": "PROCID", "LOCAL_RANK": "LOCALID", "NODE_RANK": "NODEID",
 def main() -> None:
     """Execute the run directory as the rank that the environment says."""
     code = CRASHED
-    atexit.register(lambda: _leave(code))  # registered first, it runs last
-    run_dir, checkpoint, fds = Path(sys.argv[1]), sys.argv[2], [int(word) for word in sys.argv[3:]]
+    atexit.register(lambda: end_now(code))  # registered first, it runs last
+    run, checkpoint, fds = RunDir(Path(sys.argv[1])), sys.argv[2], [int(word) for word in sys.argv[3:]]
     if not fds:
         os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
-        redirect(RunDir(run_dir).rank_log(rank))
+        redirect(run.rank_log(rank))
     for fd in fds:  # wandb's service and other children must not keep the run alive
         os.set_inheritable(fd, False)
     if fds:
         end_with_parent(fds[0])
-    code = work(RunDir(run_dir), Path(checkpoint) if checkpoint else None)
+    with on_stop(leave):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        code = work(run, Path(checkpoint) if checkpoint else None)
     if not fds and rank > 0 and code > 128:
         code = HOLDS  # rank 0 says how the run stopped; srun would kill it for this one's code while it closes its logs
     sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """End before Python unloads torch: its communication threads can abort a rank then, though its work was done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def work(run: RunDir, checkpoint: Path | None) -> int:
     """Execute the run directory as the rank that the environment says; returns the exit code."""
     try:
-        with on_stop(leave), refuse_full_disk(run.path):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        with refuse_full_disk(run.path):
             from lab.run import execute
 
             return execute(run, checkpoint)

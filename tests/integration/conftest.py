@@ -126,7 +126,7 @@ class Run(subprocess.Popen[str]):
         self.wait_for((self.path / f"checkpoints/step-{step:09d}.ckpt").exists, f"step {step}")
 
     def ranks(self) -> dict[int, int]:
-        """{rank: pid} of the processes that execute this run, whoever their parent is."""
+        """{rank: pid} of the forks that execute this run, whoever their parent is."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:

@@ -126,14 +126,12 @@ def test_two_ranks_leave_one_run(experiment: str, finished: Any, words: Any, ste
 def test_fresh_ranks_train_what_forks_do(finished: Any, words: Any, outcome: Any, tmp_path: Path) -> None:
     """As where forking a process that has loaded torch is not safe."""
     command, run = words("pca_autoencoder", "trainer.devices=2"), tmp_path / "run"
-    code = "from lab import loading; loading.FORKS = False; from lab.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, f"run_dir={run}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    code = (
+        "import os; from lab import loading; loading.FORKS = False; del os.fork; from lab.__main__ import main; main()"
     )
+    started = [sys.executable, "-c", code, *command, f"run_dir={run}"]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(started, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == REFUTED, done.stderr
     assert outcome(run).differs_from(finished(command)) == []
 

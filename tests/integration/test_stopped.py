@@ -115,15 +115,24 @@ def test_from_any_checkpoint_the_rest_is_the_same(
 
 
 def test_a_signal_before_training_ends_the_run_at_once(start: Any, words: Any, at: Path) -> None:
-    for more, signum in (([], signal.SIGTERM), (["trainer.devices=2"], signal.SIGINT)):
-        run = start(at.with_name(f"run-{signum.name}"), words("pca_autoencoder", *more))
-        run.wait_for(lambda run=run: (run.path / "config.yaml").exists(), "its config was frozen")
-        time.sleep(0.3)
-        code, err = run.stop(signum)
-        assert code == 128 + signum
-        assert "Traceback" not in err
-        assert f"{signum.name}: stopped; the same command goes on from the last checkpoint" in err
-        assert not run.ranks()
+    run = start(at, words("pca_autoencoder"))
+    run.wait_for((at / "config.yaml").exists, "its config was frozen")
+    time.sleep(0.3)
+    ends_at_once(run, signal.SIGTERM)
+
+
+def test_a_signal_to_ranks_before_training_ends_the_run_at_once(start: Any, words: Any, at: Path) -> None:
+    run = start(at, words("pca_autoencoder", "trainer.devices=2"))
+    run.wait_for(lambda: len(run.ranks()) == 2, "both ranks were there")
+    ends_at_once(run, signal.SIGINT)
+    assert not run.ranks()
+
+
+def ends_at_once(run: Any, signum: signal.Signals) -> None:
+    code, err = run.stop(signum)
+    assert code == 128 + signum
+    assert "Traceback" not in err
+    assert f"{signum.name}: stopped; the same command goes on from the last checkpoint" in err
 
 
 def test_two_ranks_killed(start: Any, finished: Any, words: Any, steps: Any, at: Path, outcome: Any) -> None:
