@@ -290,7 +290,12 @@ def run(*words: str) -> int:
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_a_closed_stream_is_no_file_of_the_lab(closed: int) -> None:
-    code = f"import os, lab.__main__ as m; os.close({closed}); m.dispatch = lambda _: os.fstat({closed}).st_size; m.main()"
+    code = f"""
+import os, lab.__main__
+lab.__main__.dispatch = lambda argv: os.fstat({closed}).st_size
+os.close({closed})
+lab.__main__.main()
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
