@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from lab import loading, worker
 from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
-from lab.processes import Fork, leave, on_stop, stops_held_back
+from lab.processes import STOPS, Fork, leave, on_stop, stops_held_back
 from lab.rundir import MEETING, RunDir, release_locks
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 PATIENCE = 30.0
 """Seconds that the other ranks have once one has saved and stopped."""
 Rank = Fork | subprocess.Popen[bytes]
+
+
+def main() -> None:
+    """`python -m lab.ranks RUN_DIR CHECKPOINT RANKS ALIVE_FD LOCK_FD`: a fresh process that imports for all ranks."""
+    run, checkpoint = RunDir(Path(sys.argv[1])), Path(sys.argv[2]) if sys.argv[2] else None
+    ranks, alive, lock = map(int, sys.argv[3:])
+    worker.begin([alive, lock])
+    with on_stop(leave):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        sys.exit(execute_ranks(run, checkpoint, ranks, lock, fresh=False))
 
 
 def execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int, *, fresh: bool) -> int:
@@ -34,42 +45,31 @@ def execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int, *
         lock: the lock's file descriptor, which the ranks hold as well.
         fresh: start new processes, and leave this one as it is; without it this one imports and is forked.
     """
-    threads, processes, told = str(run.read_config().threads), list[Rank](), list[int]()
-    if not fresh:
-        os.environ["OMP_NUM_THREADS"] = threads  # read when torch is loaded
-        with on_stop(leave):
+    cfg, words = run.read_config(), [str(run.path), str(checkpoint or "")]
+    if fresh and ranks > 1 and loading.FORKS:
+        return _watched(run, [partial(_fresh, ["lab.ranks", *words, str(ranks)], {}, lock)])
+    with contextlib.ExitStack() as stack:
+        if not fresh:
+            stack.enter_context(on_stop(leave))
+            os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # read when torch is loaded
             loading.load()
-            loading.load_named(run.read_config())
-    start = partial(_fresh, lock=lock, threads=threads) if fresh else partial(_forked, lock=lock)
-    with _pipe() as alive, tempfile.TemporaryDirectory(prefix="lab-ranks-") as meeting:
+            loading.load_named(cfg)
         # the ranks find each other through a file: a port, once found free, may be taken before rank 0 listens on it
-        shared = {"WORLD_SIZE": str(ranks), "NODE_RANK": "0", MEETING: str(Path(meeting, "store"))}
-        try:
-            with on_stop(lambda signum, _: told.append(signum)):  # and no more: not all ranks may be there yet
-                with stops_held_back():
-                    for rank in range(ranks):
-                        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                        processes.append(start(run, checkpoint, environment, alive))
-                return _wait(processes, run, told)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-
-@contextlib.contextmanager
-def _pipe() -> Iterator[tuple[int, int]]:
-    """Its reading end sees the end of file when this process is gone."""
-    ends = os.pipe()
-    try:
-        yield ends
-    finally:
-        for end in ends:
-            os.close(end)
+        meeting = stack.enter_context(tempfile.TemporaryDirectory(prefix="lab-ranks-"))
+        shared = {
+            "WORLD_SIZE": str(ranks),
+            "NODE_RANK": "0",
+            "OMP_NUM_THREADS": str(cfg.threads),
+            MEETING: str(Path(meeting, "store")),
+        }
+        environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        if fresh:
+            return _watched(run, [partial(_fresh, ["lab.worker", *words], each, lock) for each in environments])
+        return _watched(run, [partial(_forked, run, checkpoint, each, lock) for each in environments])
 
 
 def _forked(
-    run: RunDir, checkpoint: Path | None, environment: dict[str, str], alive: tuple[int, int], lock: int
+    run: RunDir, checkpoint: Path | None, environment: dict[str, str], lock: int, alive: tuple[int, int]
 ) -> Fork:
     rank = environment["RANK"]
 
@@ -86,21 +86,43 @@ def _forked(
 
 
 def _fresh(
-    run: RunDir,
-    checkpoint: Path | None,
-    environment: dict[str, str],
-    alive: tuple[int, int],
-    lock: int,
-    threads: str,
+    command: list[str], environment: dict[str, str], lock: int, alive: tuple[int, int]
 ) -> subprocess.Popen[bytes]:
     fds, without = (alive[0], lock), {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     return subprocess.Popen(
-        [sys.executable, "-m", "lab.worker", str(run.path), str(checkpoint or ""), *map(str, fds)],
-        env=without | environment | {"OMP_NUM_THREADS": threads},
+        [sys.executable, "-m", *command, *map(str, fds)],
+        env=without | environment,
         stdin=subprocess.DEVNULL,
         pass_fds=fds,
-        start_new_session=True,  # a Ctrl-C at the terminal reaches the ranks by `_wait` alone
+        start_new_session=True,  # a Ctrl-C at the terminal reaches it by `_wait` alone
     )
+
+
+def _watched(run: RunDir, starts: Sequence[Callable[[tuple[int, int]], Rank]]) -> int:
+    """Start processes and wait for them; returns the exit code of the run."""
+    processes, told = list[Rank](), list[int]()
+    with _pipe() as alive:
+        try:
+            with on_stop(lambda signum, _: told.append(signum)):  # and no more: not all may be there yet
+                with stops_held_back():
+                    for start in starts:
+                        processes.append(start(alive))
+                return _wait(processes, run, told)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """Its reading end sees the end of file when this process is gone."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def execute_on_nodes(run: RunDir, checkpoint: Path | None) -> int:
@@ -169,3 +191,7 @@ def _wait(processes: Sequence[Rank], run: RunDir, told: list[int]) -> int:
         if stopped and deadline == float("inf"):
             deadline = time.monotonic() + PATIENCE
         time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,16 +28,21 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         redirect(run.rank_log(rank))
-    for fd in fds:  # wandb's service and other children must not keep the run alive
-        os.set_inheritable(fd, False)
     if fds:
-        end_with_parent(fds[0])
+        begin(fds)
     with on_stop(leave):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         code = work(run, Path(checkpoint) if checkpoint else None)
     if not fds and rank > 0 and code > 128:
         code = HOLDS  # rank 0 says how the run stopped; srun would kill it for this one's code while it closes its logs
     sys.exit(code)
+
+
+def begin(fds: list[int]) -> None:
+    """In a fresh process that was given (ALIVE_FD, LOCK_FD): end with its parent, and hand neither on."""
+    for fd in fds:  # wandb's service and other children must not keep the run alive
+        os.set_inheritable(fd, False)
+    end_with_parent(fds[0])
 
 
 def work(run: RunDir, checkpoint: Path | None) -> int:
