@@ -44,6 +44,7 @@ def started(*programs: str) -> list[subprocess.Popen[bytes]]:
         (["time.sleep(1); sys.exit(2)", "sys.exit(2)"], REFUSED, ""),  # rank 0 says the same a little later
         (["time.sleep(60)", "sys.exit(2)"], CRASHED, "rank 1 ended with exit code 2"),
         (["time.sleep(60)", "sys.exit(1)"], CRASHED, "rank 1 ended with exit code 1"),
+        (["time.sleep(60)", "sys.exit(143)"], 143, "rank 0 did not stop within 3 s and is killed"),
     ],
 )
 def test_a_refusal_of_several_ranks_is_that_of_the_first(

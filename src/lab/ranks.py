@@ -186,7 +186,11 @@ def _wait(processes: Sequence[Rank], run: RunDir, told: list[int]) -> int:
             print(f"lab: rank {rank} {how}{log}; the same command resumes from the last checkpoint", file=sys.stderr)
             return CRASHED
         stopped = [code for code in codes if code is not None and code >= 128]
-        if all(code is not None for code in codes) or time.monotonic() > deadline:
+        running = [rank for rank, code in enumerate(codes) if code is None]
+        if running and time.monotonic() > deadline:
+            late = f"rank {running[0]} did not stop within {PATIENCE:g} s and is killed"
+            print(f"lab: {late}; the same command resumes from the last checkpoint", file=sys.stderr)
+        if not running or time.monotonic() > deadline:
             return max(stopped, default=codes[0] or HOLDS)
         if stopped and deadline == float("inf"):
             deadline = time.monotonic() + PATIENCE

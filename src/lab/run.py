@@ -100,10 +100,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _meet(rank: int, ranks: int, cfg: DictConfig) -> None:
     """Join the other ranks at the file where they meet, before Lightning would at a port."""
+    store = Path(os.environ[MEETING])
+    arrived = [store.with_name(f"rank-{other}") for other in range(ranks)]
+    arrived[rank].touch()
+    while not all(path.exists() for path in arrived):  # torch would wait for them where no signal is heard
+        time.sleep(0.005)
     backend = "nccl" if accelerator(cfg) == "cuda" else "gloo"
-    torch.distributed.init_process_group(
-        backend, init_method=f"file://{os.environ[MEETING]}", rank=rank, world_size=ranks
-    )
+    torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
     if backend == "nccl":
         atexit.register(torch.distributed.destroy_process_group)  # torch warns of one that is left open
 
