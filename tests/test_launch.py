@@ -115,29 +115,32 @@ def test_a_signal_reaches_ranks_that_are_only_being_started(moment: str, tmp_pat
         assert said == "SIGTERM: stopped; the same command goes on from the last checkpoint\n"
 
 
-def test_a_rank_holds_the_lock_of_its_run_alone(tmp_path: Path) -> None:
-    """Not the sweep's: the sweep may end, and be started again, while a rank is still ending."""
-    code = """
+RANKS = """
 import os
 from pathlib import Path
-from lab.processes import Fork
-from lab.rundir import RunDir, release_locks
-alive = os.pipe()
+from types import SimpleNamespace
+from lab import loading, ranks, worker
+from lab.rundir import RunDir
 
-with RunDir(Path("sweep")).lock() as sweep, RunDir(Path("run")).lock() as run:
-    def do():
-        release_locks(but=run)
-        os.fstat(run)
-        try:
-            os.fstat(sweep)
-        except OSError:
-            return 7
-    print(Fork(do, alive).wait())
-print(*(folder.is_held() for folder in map(RunDir, map(Path, ("sweep", "run")))))
+def work(run, checkpoint):
+    os.fstat(lock)
+    try:
+        os.fstat(sweep)
+    except OSError:
+        return 3 if os.environ["OMP_NUM_THREADS"] == "5" else 4
+
+loading.load, loading.load_named, worker.work = (lambda: None), (lambda cfg: None), work
+RunDir.read_config = lambda self: SimpleNamespace(threads=5)
+with RunDir(Path("sweep")).lock() as sweep, RunDir(Path("run")).lock() as lock:
+    print(ranks.execute_ranks(RunDir(Path("run")), None, 2, lock, fresh=False))
 """
+
+
+def test_a_rank_has_the_threads_of_its_run_and_of_all_locks_its_own(tmp_path: Path) -> None:
+    """Not the sweep's, which may end, and be started again, while a rank is still ending."""
     for name in ("sweep", "run"):
         (tmp_path / name).mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
-    )
-    assert done.stdout == "7\nFalse False\n", done.stderr
+    env = os.environ | {"OMP_NUM_THREADS": "7"}
+    command = [sys.executable, "-c", RANKS]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout == "3\n", done.stderr

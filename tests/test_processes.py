@@ -70,13 +70,28 @@ fork.kill()
     assert made.stdout.split() == ["None", str(-signum if signum == signal.SIGKILL else 128 + signum)]
 
 
-def test_a_shell_that_ignores_its_children_hides_no_exit_code(tmp_path: Path) -> None:
-    code = START + "print(Fork(lambda: 3, alive).wait())"
-    shell = f"trap '' CHLD; exec {sys.executable} -c \"$CODE\""
-    done = subprocess.run(
-        ["sh", "-c", shell], env=os.environ | {"CODE": code}, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "3\n", done.stderr
+def test_an_exit_code_is_known_where_children_were_of_no_concern(tmp_path: Path) -> None:
+    made = run("signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nprint(Fork(lambda: 3, alive).wait())", tmp_path)
+    assert made.stdout == "3\n", made.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere_and_no_file_takes_their_place(closed: str, tmp_path: Path) -> None:
+    code = """
+import os, subprocess, sys
+from lab.processes import Fork, open_standard_streams
+open_standard_streams()
+with open("file", "w") as file:
+    print("printed", file=sys.stdout, flush=True)
+    print("printed", file=sys.stderr, flush=True)
+    fork = Fork(lambda: int(sys.stdin.read() != "") + 2, os.pipe())
+    child = subprocess.run([sys.executable, "-c", "import os; [os.fstat(fd) for fd in range(3)]; os._exit(4)"])
+    file.write(f"{fork.wait()} {child.returncode}")
+"""
+    shell = f'exec "{sys.executable}" -c "$CODE" {closed}'
+    environment = os.environ | {"CODE": code}
+    subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert (tmp_path / "file").read_text() == "2 4"
 
 
 def test_forks_end_with_their_parent_however_it_ended(tmp_path: Path) -> None:

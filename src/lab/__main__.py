@@ -9,17 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from lab.errors import REFUSED, Refusal, nearest
+from lab.processes import open_standard_streams
 
 VERBS = ("list", "show", "verify", "record", "status", "cancel", "compare", "reproduce", "sample")
 
 
 def main() -> None:
     """Run the command line and exit: 0 all claims hold, 1 crash, 2 refused, 3 a claim was refuted."""
-    for fd in (0, 1, 2):  # one that is closed would be the next file's, and take what is printed
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    open_standard_streams()
     try:
         code = dispatch(sys.argv[1:])
         sys.stdout.flush()

@@ -58,10 +58,33 @@ def stops_held_back() -> Iterator[None]:
 
 def redirect(output: Path) -> None:
     """Send what this process and its children print to the end of a file."""
-    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+    _put(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1, 2)
+
+
+def _put(fd: int, *places: int) -> None:
+    """Have an open file in other places than its own; where it is in one of them already it stays there."""
+    for place in places:
+        os.dup2(fd, place)
+        os.set_inheritable(place, True)
+    if fd not in places:
+        os.close(fd)
+
+
+def open_standard_streams() -> None:
+    """Lead closed standard streams to /dev/null: their numbers would be the next files', which would take what is said."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _put(os.open(os.devnull, os.O_RDWR), fd)
+        if getattr(sys, name) is None:  # Python found it closed
+            setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))
+
+
+def heed_children() -> None:
+    """Have the system keep how children end, also where whoever started this process had no use for it."""
+    if is_main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_with_parent(alive: int) -> None:
@@ -89,8 +112,7 @@ class Fork:
 
     def __init__(self, do: Callable[[], int], alive: tuple[int, int], output: Path | None = None) -> None:
         self.returncode: int | None = None
-        if is_main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the system forgets how a child ended
+        heed_children()
         sys.stdout.flush()
         sys.stderr.flush()
         with stops_held_back():
@@ -134,9 +156,7 @@ def _be(do: Callable[[], int], alive: tuple[int, int], output: Path | None) -> N
         os.setsid()  # a Ctrl-C at the terminal is the parent's to pass on
         os.close(alive[1])
         end_with_parent(alive[0])
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
+        _put(os.open(os.devnull, os.O_RDONLY), 0)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             redirect(output)

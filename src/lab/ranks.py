@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from lab import loading, worker
-from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED
-from lab.processes import STOPS, Fork, leave, on_stop, stops_held_back
-from lab.rundir import MEETING, RunDir, release_locks
+from lab.errors import CRASHED, HOLDS, REFUSED, REFUTED, Refusal
+from lab.processes import STOPS, Fork, end_now, heed_children, leave, on_stop, stops_held_back
+from lab.rundir import MEETING, RunDir, refuse_full_disk, release_locks
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 PATIENCE = 30.0
@@ -30,9 +31,18 @@ def main() -> None:
     run, checkpoint = RunDir(Path(sys.argv[1])), Path(sys.argv[2]) if sys.argv[2] else None
     ranks, alive, lock = map(int, sys.argv[3:])
     worker.begin([alive, lock])
-    with on_stop(leave):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-        sys.exit(execute_ranks(run, checkpoint, ranks, lock, fresh=False))
+    code = CRASHED
+    try:
+        with on_stop(leave), refuse_full_disk(run.path):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            code = execute_ranks(run, checkpoint, ranks, lock, fresh=False)
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # it is decided
+    except Refusal as refusal:
+        print(f"lab: {refusal}", file=sys.stderr)
+        code = REFUSED
+    except BaseException:
+        traceback.print_exc()
+    end_now(code)
 
 
 def execute_ranks(run: RunDir, checkpoint: Path | None, ranks: int, lock: int, *, fresh: bool) -> int:
@@ -101,6 +111,7 @@ def _fresh(
 def _watched(run: RunDir, starts: Sequence[Callable[[tuple[int, int]], Rank]]) -> int:
     """Start processes and wait for them; returns the exit code of the run."""
     processes, told = list[Rank](), list[int]()
+    heed_children()
     with _pipe() as alive:
         try:
             with on_stop(lambda signum, _: told.append(signum)):  # and no more: not all may be there yet
@@ -172,12 +183,12 @@ def _wait(processes: Sequence[Rank], run: RunDir, told: list[int]) -> int:
             signum = told.pop(0)
             for process in processes:
                 process.send_signal(signum)
-        codes = [process.poll() for process in processes]
+        codes, now = [process.poll() for process in processes], time.monotonic()
         for rank, code in enumerate(codes):
             if code is None or code in (HOLDS, REFUTED) or code >= 128:
                 continue
-            if rank and code == REFUSED and (codes[0] is None and time.monotonic() < deadline):
-                deadline = min(deadline, time.monotonic() + PATIENCE)  # rank 0 refuses the same, and says so
+            if rank and code == REFUSED and (codes[0] is None and now < deadline):
+                deadline = min(deadline, now + PATIENCE)  # rank 0 refuses the same, and says so
                 continue
             if rank == 0 and code > 0:
                 return code
@@ -187,13 +198,13 @@ def _wait(processes: Sequence[Rank], run: RunDir, told: list[int]) -> int:
             return CRASHED
         stopped = [code for code in codes if code is not None and code >= 128]
         running = [rank for rank, code in enumerate(codes) if code is None]
-        if running and time.monotonic() > deadline:
+        if running and now >= deadline:
             late = f"rank {running[0]} did not stop within {PATIENCE:g} s and is killed"
             print(f"lab: {late}; the same command resumes from the last checkpoint", file=sys.stderr)
-        if not running or time.monotonic() > deadline:
-            return max(stopped, default=codes[0] or HOLDS)
+        if not running or now >= deadline:
+            return max(stopped, default=CRASHED if codes[0] is None else codes[0])
         if stopped and deadline == float("inf"):
-            deadline = time.monotonic() + PATIENCE
+            deadline = now + PATIENCE
         time.sleep(0.02)
 
 

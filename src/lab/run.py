@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import logging
 import os
@@ -30,11 +31,14 @@ from lab.loggers import Wandb  # noqa: E402
 from lab.machine import accelerator, world_size  # noqa: E402
 from lab.making import made, make_trainer  # noqa: E402
 from lab.pictures import Picture  # noqa: E402
+from lab.processes import leave, on_stop  # noqa: E402
 from lab.provenance import edited_since_submit, provenance  # noqa: E402
 from lab.rundir import FIGURE, MEETING, RunDir, write_atomically  # noqa: E402
 from lab.runlog import logging_to  # noqa: E402
 
 log = logging.getLogger("lab")
+MEET_WITHIN = 1800.0
+"""Seconds, as torch would wait for a rank that does not come."""
 
 
 def execute(run: RunDir, checkpoint: Path | None = None) -> int:
@@ -99,16 +103,39 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _meet(rank: int, ranks: int, cfg: DictConfig) -> None:
-    """Join the other ranks at the file where they meet, before Lightning would at a port."""
-    store = Path(os.environ[MEETING])
-    arrived = [store.with_name(f"rank-{other}") for other in range(ranks)]
-    arrived[rank].touch()
-    while not all(path.exists() for path in arrived):  # torch would wait for them where no signal is heard
-        time.sleep(0.005)
-    backend = "nccl" if accelerator(cfg) == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
-    if backend == "nccl":
-        atexit.register(torch.distributed.destroy_process_group)  # torch warns of one that is left open
+    """Join the other ranks at the file where they meet, before Lightning would at a port.
+
+    torch waits there for those that are missing, and hears no signal. So it is not called before all have come, and who
+    is told to stop by then still meets the others first.
+    """
+    store, told = Path(os.environ[MEETING]), list[int]()
+    deadline = time.monotonic() + MEET_WITHIN
+    with on_stop(lambda signum, _: told.append(signum)):
+        while not (all_there := _come(store, rank, ranks, not (going := bool(told)))) and not going:
+            if time.monotonic() > deadline:
+                raise Refusal(f"not all of {ranks} ranks came together in {MEET_WITHIN:g} s")
+            time.sleep(0.005)
+        if all_there:
+            backend = "nccl" if accelerator(cfg) == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
+            if backend == "nccl":
+                atexit.register(torch.distributed.destroy_process_group)  # torch warns of one that is left open
+    if told:
+        leave(told[0], None)
+
+
+def _come(store: Path, rank: int, ranks: int, coming: bool) -> bool:
+    """Say that this rank is there, or is so no more, unless all are; returns whether all are."""
+    there = [store.with_name(f"rank-{other}") for other in range(ranks)]
+    with store.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if coming:
+            there[rank].touch()
+        if all(path.exists() for path in there):
+            return True
+        if not coming:
+            there[rank].unlink(missing_ok=True)
+        return False
 
 
 def _require_ranks(asked: int, **up: int) -> None:

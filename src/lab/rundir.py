@@ -280,8 +280,8 @@ class RunDir:
                 break
             except BlockingIOError:
                 owner = _owner(fd)
-                orphaned = owner.get("host") == socket.gethostname() and not _alive(owner.get("pid", 0))
-                if not orphaned or time.monotonic() > deadline:  # children of a killed owner end within moments
+                gone = not owner or (owner.get("host") == socket.gethostname() and not _alive(owner.get("pid", 0)))
+                if not gone or time.monotonic() > deadline:  # the children of an owner that is gone end within moments
                     raise self._refusal(owner, key) from None
                 time.sleep(0.05)
         owner = _owner(fd)

@@ -25,11 +25,11 @@ def main() -> None:
     run, checkpoint, fds = RunDir(Path(sys.argv[1])), sys.argv[2], [int(word) for word in sys.argv[3:]]
     if not fds:
         os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
+    if fds:
+        begin(fds)
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         redirect(run.rank_log(rank))
-    if fds:
-        begin(fds)
     with on_stop(leave):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         code = work(run, Path(checkpoint) if checkpoint else None)
