@@ -71,7 +71,7 @@ def _put(fd: int, *places: int) -> None:
 
 
 def open_standard_streams() -> None:
-    """Lead closed standard streams to /dev/null: their numbers would be the next files', which would take what is said."""
+    """Lead closed standard streams to /dev/null: their numbers would be the next files', and take what is said."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(fd)
