@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,3 +149,46 @@ def test_lightning_leaves_the_signals_to_the_lab(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trainer._signal_connector.register_signal_handlers()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ranks meet; torch's part of it only notes who came, and to leave is to raise."""
+    store = tmp_path / "store"
+    monkeypatch.setenv("LAB_RANKS_MEET_AT", str(store))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, rank, **__: store.write_text(str(rank)))
+    monkeypatch.setattr("lab.run.leave", lambda signum, _: sys.exit(128 + signum))
+    return store
+
+
+def test_a_rank_that_all_have_seen_comes_and_one_that_is_waiting_may_go(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert not module._come(store, 0, 2, coming=True)
+    assert not module._come(store, 0, 2, coming=False)
+    assert not module._come(store, 1, 2, coming=True), "rank 0 has gone"
+    assert module._come(store, 0, 2, coming=True)
+    for rank in (0, 1):
+        assert module._come(store, rank, 2, coming=False), "the other may be on its way into torch, where it would wait"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_stop_while_ranks_meet(others: bool, meeting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard while others are missing; where all are there this rank meets them first."""
+
+    def sleep(_: float) -> None:
+        if others:
+            module._come(meeting, 1, 2, coming=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(SystemExit) as left:
+        module._meet(0, 2, OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert meeting.exists() == others
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_without_end(meeting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEET_WITHIN", 0.05)
+    with pytest.raises(Refusal, match=r"not all of 2 ranks came together in 0.05 s"):
+        module._meet(0, 2, OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    assert not meeting.exists()
