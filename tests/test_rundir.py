@@ -279,6 +279,16 @@ def test_children_that_inherit_the_lock_keep_it_for_a_killed_owner(run: RunDir) 
             assert not lock_is_free(run)
 
 
+def test_what_is_still_ending_after_an_owner_that_left_in_order_is_waited_for(run: RunDir) -> None:
+    with owner(run, "inherits", 1) as process:
+        (run.path / ".lock").write_bytes(b"")
+        process.kill()
+        process.wait()
+        assert not lock_is_free(run)
+        with run.lock():
+            assert json.loads((run.path / ".lock").read_text())["pid"] == os.getpid()
+
+
 def test_a_child_that_outlives_a_killed_owner_is_refused_in_the_end(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
