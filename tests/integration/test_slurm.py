@@ -311,6 +311,7 @@ def test_over_the_time_limit(sweep: Any, start: Any, tmp_path: Path) -> None:
     assert f"lab: job {warned.job}_0 queues again" in warned.console()
     beyond = saved // 50 * 50 + 100
     warned.wait_for_step(beyond)
+    warned.wait_for(lambda: len(wandb_ids(warned.first)) >= 2, "wandb was there again")  # it starts beside training
     lab("cancel", str(warned.path))
     assert set(ids := wandb_ids(warned.first)) == {OmegaConf.load(warned.first / "config.yaml").id}
     assert len(ids) >= 2
