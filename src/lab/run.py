@@ -111,7 +111,11 @@ def _meet(rank: int, ranks: int, cfg: DictConfig) -> None:
     store, told = Path(os.environ[MEETING]), list[int]()
     deadline = time.monotonic() + MEET_WITHIN
     with on_stop(lambda signum, _: told.append(signum)):
-        while not (all_there := _come(store, rank, ranks, not (going := bool(told)))) and not going:
+        while True:
+            coming = not told
+            all_there = _come(store, rank, ranks, coming)
+            if all_there or not coming:
+                break
             if time.monotonic() > deadline:
                 raise Refusal(f"not all of {ranks} ranks came together in {MEET_WITHIN:g} s")
             time.sleep(0.005)

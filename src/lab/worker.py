@@ -23,10 +23,10 @@ def main() -> None:
     code = CRASHED
     atexit.register(lambda: end_now(code))  # registered first, it runs last
     run, checkpoint, fds = RunDir(Path(sys.argv[1])), sys.argv[2], [int(word) for word in sys.argv[3:]]
-    if not fds:
-        os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
     if fds:
         begin(fds)
+    else:
+        os.environ.update({name: os.environ[f"SLURM_{slurm}"] for name, slurm in SLURM_NAMES.items()})
     rank = int(os.environ.get("RANK", "0"))
     if rank > 0:
         redirect(run.rank_log(rank))

@@ -286,6 +286,12 @@ def steps() -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
+def cheap() -> dict[str, list[str]]:
+    """Overrides under which a run of an experiment has less to judge and to draw."""
+    return CHEAP
+
+
+@pytest.fixture(scope="session")
 def words() -> Callable[..., list[str]]:
     """The overrides of a short run of an experiment that keeps a checkpoint for every block of 50 steps."""
 
