@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lab.algorithms.conjugate import conjugate_gradients
-from lab.algorithms.scaling import Rows, Scaling, balanced, times
+from lab.algorithms.scaling import Array, Rows, Scaling, balanced, times
 
 STEPS = 4
 """Steps at the most; one is the rule, for it squares an error that is 1e-6 at the start."""
@@ -77,13 +77,15 @@ def _step(
     size = float(at_rows.abs().sum() + at_columns.abs().sum())
     r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows / size, at_columns / size))
     left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
-    share = left / r
+    at_left, share = rough.at_hand(left), rough.at_hand(left / r)
 
-    def mean(product: Tensor, rows: Rows) -> Tensor:
-        return product.mul_(left[rows]).mul_(share[rows])
+    def mean(product: Array, rows: Rows) -> Array:
+        product *= at_left[rows]
+        product *= share[rows]
+        return product
 
     def gram(x: Tensor) -> Tensor:
-        return rough.through(right / root * x, mean).mul_(right / root)
+        return torch.as_tensor(rough.through(rough.at_hand(right / root * x), mean)).mul_(right / root)
 
     residual = (at_columns - right * times(rough.kernel.mT, left * (at_rows / r))) / root
     x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal / size), most, every)

@@ -47,8 +47,8 @@ def require(
         if not right:
             raise ValueError(f"{name}={value} must be {wanted}")
     for name, weights in (("a", a), ("b", b)):
-        if bool((weights < 0).any()):
-            raise ValueError(f"{name} must not be negative, but its least is {float(weights.min())}")
+        if (least := float(weights.min())) < 0:
+            raise ValueError(f"{name} must not be negative, but its least is {least}")
         away = float((weights.sum(-1) - 1).abs().max())
         if not away <= max(tolerance, resolved * weights.shape[-1]):
             raise ValueError(f"{name} must sum to 1 within the tolerance {tolerance}, but is {away:.1e} away")

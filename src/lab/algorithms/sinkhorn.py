@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
@@ -76,7 +77,8 @@ def sinkhorn(
         raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
     shape = f"a cost of shape {list(cost.shape)}"
     a, b = weighted("a", a, cost[..., 0], shape), weighted("b", b, cost[..., 0, :], shape)
-    with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
+    quiet = np.errstate(all="ignore")  # what is no number ends the float32 part, or is the result's error
+    with torch.no_grad(), quiet, torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
         require(a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
@@ -130,7 +132,7 @@ def _by_scaling(
     if cost.dtype == torch.float64 and loop.left > 1:
         alone, large = cost.dim() == 2, cost.numel() >= LARGE
         newton = last and fast and alone and large and float(min(a.min(), b.min())) >= LEAST
-        keep = last and alone and (newton or not large) and not bool(doubtful.any())
+        keep = last and alone and (newton or not large)
         rough = Scaling(cost, a, b, epsilon, f, g, torch.float32, keep, **options)
         loop.run(rough, max(goal, SINGLE), last=False, stall=16)
         there = rough.potentials
@@ -177,7 +179,7 @@ class Iteration(Protocol):
 
     b: Tensor
 
-    def rows(self, omega: Tensor | float) -> Tensor:
+    def rows(self, omega: Tensor | float) -> Tensor | np.floating[Any]:
         """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""
 
     def columns(self, omega: Tensor | float) -> None:
