@@ -25,6 +25,7 @@ from lab.data.text import Text
 from lab.errors import Refusal
 from lab.models import next_token
 from lab.models.next_token import losses
+from lab.nets.layers import squared_relu
 from lab.nets.transformer import Transformer
 from lab.theory import flops, markov
 
@@ -418,3 +419,12 @@ def test_pictures_are_drawn(tmp_path: Path, ready: Make, text: Make, model: Make
         for picture, of in ((AttentionMaps(8), run), (InContext(64), run), (Written(20, 40), Run(made, letters))):
             assert picture.draw(of).axes
     assert next_token.losses is losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_squared_relu_is_bitwise_what_its_two_steps_are(dtype: torch.dtype) -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    slope = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y, expected = squared_relu(x), torch.nn.functional.relu(x).square()
+    assert torch.equal(y, expected)
+    assert torch.equal(torch.autograd.grad(y, x, slope)[0], torch.autograd.grad(expected, x, slope)[0])

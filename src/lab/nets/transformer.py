@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lab.errors import Refusal
-from lab.nets.layers import linear
+from lab.nets.layers import linear, squared_relu
 from lab.random import generator, normal
 from lab.types import NonNegativeInt, PositiveInt
 
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
     def _after(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.attended(seen.transpose(1, 2).flatten(2))
-        return x + self.down(functional.relu(self.up(self.before_mlp(x))).square())
+        return x + self.down(squared_relu(self.up(self.before_mlp(x))))
 
     def next(
         self, x: Tensor, cos: Tensor | None, sin: Tensor | None, past: tuple[Tensor, ...]
