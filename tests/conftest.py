@@ -27,6 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Several workers begin with what takes longest: what is left at the end is then short, and none waits for it."""
     if hasattr(config, "workerinput"):
         order = {Path(__file__).parent / f"{name}.py": place for place, name in enumerate(LONGEST)}
+        for path in order:
+            if not path.exists():
+                raise pytest.UsageError(f"LONGEST of {__file__} names {path.name}, which is not there")
         items.sort(key=lambda item: order.get(item.path, len(order)))
 
 

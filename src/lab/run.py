@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 from lab.callbacks.checkpoints import Checkpoints  # noqa: E402
 from lab.claim import Claim, Evidence, Run, Verdict, judge  # noqa: E402
@@ -54,6 +55,7 @@ def execute(run: RunDir, checkpoint: Path | None = None) -> int:
     rank_zero_only.rank = rank  # type: ignore[attr-defined]  # read at the import, before a fork had a rank
     with logging_to(run.log, rank):
         torch.set_num_threads(cfg.threads)
+        threadpool_limits(cfg.threads, "blas")  # of numpy, which may be older than this run
         ranks = world_size(cfg)
         _require_ranks(ranks, started=int(os.environ.get("WORLD_SIZE", "1")))
         edited = edited_since_submit(run.path)

@@ -183,3 +183,27 @@ def test_the_guard_counts_trainer_and_process_group(asked: int, counted: int) ->
     with pytest.raises(Refusal, match="process_group: 1" if asked == 2 else "trainer: 2"):
         guard.on_fit_start(trainer, torch.nn.Identity())  # type: ignore[arg-type]
     _WorldSizeGuard(1).on_fit_start(SimpleNamespace(world_size=1), torch.nn.Identity())  # type: ignore[arg-type]
+
+
+THREADS = """
+import numpy
+from threadpoolctl import threadpool_info
+from lab.compose import compose
+from lab.launch import launch
+
+def threads():
+    return {pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]}
+
+before, words = threads(), ["experiment=linear_regression", "logger=none", "trainer.max_steps=1", "run_dir=r"]
+launch(compose(words), words)
+print(before, threads())
+"""
+
+
+def test_products_of_numpy_have_the_threads_of_the_run_also_where_it_was_loaded_before(tmp_path: Path) -> None:
+    several = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
+    ran = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=tmp_path, env=several, capture_output=True, text=True, check=False
+    )
+    cores = len(os.sched_getaffinity(0))
+    assert ran.stdout.splitlines()[-1] == f"{{{min(2, cores)}}} {{1}}", ran.stderr
