@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, random_array
+from threadpoolctl import threadpool_limits
 
 from lab import paths
 
@@ -23,13 +24,17 @@ LONGEST += ["integration/test_stopped", "test_bench", "integration/test_ranks", 
 """Test files that take minutes, the longest first."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A file that was renamed would begin late without a word."""
+    absent = [name for name in LONGEST if not (Path(__file__).parent / f"{name}.py").exists()]
+    if absent and not hasattr(config, "workerinput"):
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py names {', '.join(absent)}, which is not there")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several workers begin with what takes longest: what is left at the end is then short, and none waits for it."""
     if hasattr(config, "workerinput"):
         order = {Path(__file__).parent / f"{name}.py": place for place, name in enumerate(LONGEST)}
-        for path in order:
-            if not path.exists():
-                raise pytest.UsageError(f"LONGEST of {__file__} names {path.name}, which is not there")
         items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
@@ -48,6 +53,7 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threadpool_limits(1, "blas")  # numpy's
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 BENCH = Path(__file__).parent.parent / "scripts" / "bench"
 
@@ -25,7 +26,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     threads, level = torch.get_num_threads(), logging.getLogger("lightning.pytorch").level
     torch.set_num_threads(1)  # two threads on busy cores wait for each other
-    yield
+    with threadpool_limits(1, "blas"):
+        yield
     torch.set_num_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(level)
     for name in (

@@ -607,3 +607,20 @@ def test_the_cost_is_the_squared_distance(d: int) -> None:
     x, y = normal(2, 7, d), normal(2, 4, d, seed=1)
     close(SquaredEuclidean()(x, y), torch.cdist(x, y).square())
     close(SquaredEuclidean(left=2.0, right=0.5)(x, y), torch.cdist(2 * x, y / 2).square())
+
+
+@pytest.mark.parametrize("n", [30, 800])
+def test_the_default_device_is_of_no_account(n: int) -> None:
+    """Small problems end in float64, large ones with a step of Newton's."""
+    cost, a, b = problem(n=n, m=700)
+    here = sinkhorn(cost, a, b, epsilon=1.0)
+    with torch.device("meta"):
+        there = sinkhorn(cost, a, b, epsilon=1.0)
+    assert torch.equal(here.plan, there.plan)
+
+
+def test_weights_may_be_a_view_that_numpy_does_not_know() -> None:
+    cost, a, b = problem()
+    negative = (0 - 1j * a).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(sinkhorn(cost, negative, b, epsilon=1.0).plan, sinkhorn(cost, a, b, epsilon=1.0).plan)

@@ -422,7 +422,7 @@ def test_pictures_are_drawn(tmp_path: Path, ready: Make, text: Make, model: Make
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_squared_relu_is_bitwise_what_its_two_steps_are(dtype: torch.dtype) -> None:
+def test_squared_relu_is_what_its_two_steps_are(dtype: torch.dtype) -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     slope = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype)
     y, expected = squared_relu(x), torch.nn.functional.relu(x).square()

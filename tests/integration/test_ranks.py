@@ -206,4 +206,4 @@ def test_products_of_numpy_have_the_threads_of_the_run_also_where_it_was_loaded_
         [sys.executable, "-c", THREADS], cwd=tmp_path, env=several, capture_output=True, text=True, check=False
     )
     cores = len(os.sched_getaffinity(0))
-    assert ran.stdout.splitlines()[-1] == f"{{{min(2, cores)}}} {{1}}", ran.stderr
+    assert ran.stdout.splitlines()[-1:] == [f"{{{min(2, cores)}}} {{1}}"], ran.stderr

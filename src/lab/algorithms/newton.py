@@ -85,7 +85,8 @@ def _step(
         return product
 
     def gram(x: Tensor) -> Tensor:
-        return torch.as_tensor(rough.through(rough.at_hand(right / root * x), mean)).mul_(right / root)
+        product = rough.through(rough.at_hand(right / root * x), mean)
+        return torch.as_tensor(product, device=x.device).mul_(right / root)
 
     residual = (at_columns - right * times(rough.kernel.mT, left * (at_rows / r))) / root
     x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal / size), most, every)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from types import EllipsisType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,16 @@ Rows = slice | EllipsisType
 """Some rows of a matrix, or all of them as they are."""
 Array = Any
 """A tensor, or what `at_hand` makes of it."""
+
+
+class Hand(NamedTuple):
+    """What an iteration works with, `at_hand`."""
+
+    kernel: Array
+    a: Array
+    b: Array
+    u: Array
+    v: Array
 
 
 class Scaling:
@@ -81,14 +91,13 @@ class Scaling:
             part *= product
             return a[rows] * part
 
-        ratio = self.through(b * v, relaxed)
-        ratio *= v
-        self._ratio = ratio  # of the columns' sums to what they should be
-        return abs(b * ratio - b).sum(-1)
+        self._ratio = self.through(b * v, relaxed)
+        self._ratio *= v  # of the columns' sums to what they should be
+        return abs(b * self._ratio - b).sum(-1)
 
     def columns(self, omega: Tensor | float) -> None:
         """Relax v."""
-        v = self._hand[-1]
+        v = self._hand.v
         self._ratio **= -omega
         v *= self._ratio
         self._steps += 1
@@ -105,7 +114,7 @@ class Scaling:
 
         A large K is read once: while a block of its rows is in the cache, its share of the second product is taken too.
         """
-        kernel = self._hand[0]
+        kernel = self._hand.kernel
         if kernel.ndim == 2 and kernel.nbytes <= CACHE:
             return kernel.mT @ middle(kernel @ vector, ...)
         total: Array = None
@@ -136,7 +145,7 @@ class Scaling:
             at_sums[rows] = product * at_left[rows]
             return at_left[rows]
 
-        return sums, right * torch.as_tensor(self.through(at_right, noted))
+        return sums, right * torch.as_tensor(self.through(at_right, noted), device=right.device)
 
     def plan(self) -> Tensor:
         """P, written over K: this is the end."""
@@ -151,11 +160,13 @@ class Scaling:
         To call an operation then costs a third, and OpenBLAS makes the products: on a processor without AVX-512 up to
         twice as fast as what PyTorch has.
         """
-        return tensor.numpy() if self.kernel.dim() == 2 and tensor.device.type == "cpu" else tensor
+        alone = self.kernel.dim() == 2 and tensor.device.type == "cpu"
+        return tensor.resolve_neg().numpy() if alone else tensor
 
-    def _take(self, *tensors: Tensor) -> None:
-        self.kernel, self.a, self.b, self.u, self.v = tensors
-        self._hand = [self.at_hand(t) for t in tensors]
+    def _take(self, kernel: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> None:
+        """From here on these are written in place, for `_hand` is the same memory."""
+        self.kernel, self.a, self.b, self.u, self.v = kernel, a, b, u, v
+        self._hand = Hand(*map(self.at_hand, (kernel, a, b, u, v)))
 
     def _fill(self) -> None:
         g0, same, parts = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype, blocks(self.cost)

@@ -56,6 +56,8 @@ def sinkhorn(
 ) -> Transport:
     """Solve entropic optimal transport until ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ ≤ `tolerance`.
 
+    The products of one problem on the CPU are numpy's, with the threads that numpy has.
+
     Args:
         cost: C, (..., n, m), in float32 or float64.
         a: (..., n), b: (..., m), weights that sum to 1; uniform by default.
