@@ -181,7 +181,9 @@ def test_preempted(spread: str, taken: list[str], sweep: Any, finished: Any, wor
         assert f"resuming {run.first} from step-{step:09d}.ckpt" in run.console()
     assert "Restarts=2 " in shown(f"{run.job}_0")
     assert outcome(run.first).differs_from(finished(words("pca_autoencoder", "trainer.devices=2", long))) == []
-    assert wandb_ids(run.first) == [OmegaConf.load(run.first / "config.yaml").id] * 3
+    ids = wandb_ids(run.first)  # what is taken before its wandb has started, beside training, has none
+    assert set(ids) == {OmegaConf.load(run.first / "config.yaml").id}
+    assert 2 <= len(ids) <= 3
 
 
 def shown(job: str) -> str:
