@@ -342,6 +342,8 @@ def test_rounding_keeps_what_is_right() -> None:
             {"epsilon": 1.0, "cost": torch.ones(30)},
             r"cost must be \(..., n, m\) in float32 or float64, not torch.float32 of shape \[30\]",
         ),
+        ({"epsilon": 1.0, "cost": torch.ones(30, 0)}, r"cost must not be empty, but is of shape \[30, 0\]"),
+        ({"epsilon": 1.0, "cost": torch.ones(0, 30, 20)}, r"cost must not be empty, but is of shape \[0, 30, 20\]"),
     ],
 )
 def test_what_is_no_problem_is_refused(options: dict[str, Any], said: str) -> None:
@@ -527,6 +529,7 @@ def test_clouds_start_from_what_they_are_given() -> None:
         ({"x": normal(40)}, r"not torch.float64 of shape \[40\] and torch.float64 of shape \[30, 2\]"),
         ({"y": normal(30, 2).float()}, r"not torch.float64 of shape \[40, 2\] and torch.float32 of shape \[30, 2\]"),
         ({"x": normal(40, 2).half(), "y": normal(30, 2).half()}, "in float32 or float64, not torch.float16"),
+        ({"y": normal(0, 2)}, r"x and y must not be empty, but are of shape \[40, 2\] and \[0, 2\]"),
     ],
 )
 def test_clouds_that_are_no_problem_are_refused(options: dict[str, Any], said: str) -> None:

@@ -62,6 +62,8 @@ def sinkhorn_of_clouds(
     if min(x.dim(), y.dim()) < 2 or x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
         found = " and ".join(f"{points.dtype} of shape {list(points.shape)}" for points in (x, y))
         raise ValueError(f"x and y must be (..., n, d) and (..., m, d) in float32 or float64, not {found}")
+    if x.numel() == 0 or y.numel() == 0:
+        raise ValueError(f"x and y must not be empty, but are of shape {list(x.shape)} and {list(y.shape)}")
     a = weighted("a", a, x[..., 0], f"x of shape {list(x.shape)}")
     b = weighted("b", b, y[..., 0], f"y of shape {list(y.shape)}")
     with torch.no_grad():

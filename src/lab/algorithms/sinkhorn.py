@@ -77,6 +77,8 @@ def sinkhorn(
     if cost.dim() < 2 or cost.dtype not in (torch.float32, torch.float64):
         found = f"{cost.dtype} of shape {list(cost.shape)}"
         raise ValueError(f"cost must be (..., n, m) in float32 or float64, not {found}")
+    if cost.numel() == 0:
+        raise ValueError(f"cost must not be empty, but is of shape {list(cost.shape)}")
     shape = f"a cost of shape {list(cost.shape)}"
     a, b = weighted("a", a, cost[..., 0], shape), weighted("b", b, cost[..., 0, :], shape)
     quiet = np.errstate(all="ignore")  # what is no number ends the float32 part, or is the result's error
