@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from lab.algorithms.scaling import Array
 
 
 def conjugate_gradients(
-    gram: Callable[[Tensor], Tensor], residual: Tensor, root: Tensor, goal: Tensor, most: int, every: int = 1
-) -> tuple[Tensor, int]:
+    gram: Callable[[Array], Array], residual: Array, root: Array, goal: Array, most: int, every: int = 1
+) -> tuple[Array, int]:
     """(x with x − Gx = `residual`, steps made), where G is symmetric, its eigenvalues between 0 and 1, and Gr = r.
 
     Of a plan P with the marginals a and b, G = QᵀQ with Q = diag(a)^{−½} P diag(b)^{−½}. Its eigenvalues σₖ² are 1 for
@@ -25,19 +24,28 @@ def conjugate_gradients(
         every: after so many steps the norm is looked at. Where it has grown 10⁸-fold, or is no number, rounding has
             won: x is then good for nothing.
     """
-    root = root / root.norm(dim=-1, keepdim=True)
-    residual = residual - root * (root * residual).sum(-1, keepdim=True)
-    x, direction = torch.zeros_like(residual), residual
-    square = residual.square().sum(-1, keepdim=True)
+    root = root / dot(root, root) ** 0.5
+    residual = residual - root * dot(root, residual)
+    x, direction = 0 * residual, residual
+    square = dot(residual, residual)
     limit = 1e16 * square  # on its way down it may rise by the root of the condition number
     for step in range(most):
-        if step % every == 0 and bool((square <= goal.square()).all() | ~(square <= limit).all()):
+        if step % every == 0 and bool((square <= goal**2).all() | ~(square <= limit).all()):
             return x, step
         image = direction - gram(direction)
-        curvature = (direction * image).sum(-1, keepdim=True)
-        length = torch.where(curvature > 0, square / curvature, 0)
+        length = ratio(square, dot(direction, image))
         x, residual = x + length * direction, residual - length * image
-        residual = residual - root * (root * residual).sum(-1, keepdim=True)
-        square, before = residual.square().sum(-1, keepdim=True), square
-        direction = residual + torch.where(before > 0, square / before, 0) * direction
+        residual = residual - root * dot(root, residual)
+        square, before = dot(residual, residual), square
+        direction = residual + ratio(square, before) * direction
     return x, most
+
+
+def dot(x: Array, y: Array) -> Array:
+    """⟨x, y⟩, (..., 1)"""
+    return (x * y).sum(-1)[..., None]
+
+
+def ratio(x: Array, y: Array) -> Array:
+    """x/y where y > 0, and else 0."""
+    return x * (y > 0) / (y + (y <= 0))

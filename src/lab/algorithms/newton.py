@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lab.algorithms.conjugate import conjugate_gradients
-from lab.algorithms.scaling import Array, Rows, Scaling, balanced, times
+from lab.algorithms.scaling import Array, Rows, Scaling, times
 
 STEPS = 4
 """Steps at the most; one is the rule, for it squares an error that is 1e-6 at the start."""
@@ -49,21 +49,20 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         most: steps of conjugate gradients, at the most; each is two products with the matrix, like one of Sinkhorn's.
         every: after so many it is looked whether they are enough.
     """
-    f, g = rough.potentials
-    fine = rough.refined(a, b) or Scaling(rough.cost, a, b, rough.epsilon, f, g, rough.cost.dtype)
-    (r, c), matrix, left, right = fine.marginals(), fine.kernel, a * fine.u, b * fine.v
+    fine = rough.refined(a, b) or Scaling(rough.cost, a, b, rough.epsilon, *rough.potentials, rough.cost.dtype)
     made, before = 0, math.inf
     for step in range(STEPS + 1):
+        r, c = fine.marginals()
         error = (r - a).abs().sum() + (c - b).abs().sum()
-        if (here := float(error)) <= goal:
-            return Polished(fine.plan() if step == 0 else matrix, f, g, error, made)
-        if step == STEPS or made >= most or not here <= before / 4:
+        here = float(error)
+        done = here <= goal
+        if done or step == STEPS or made >= most or not here <= before / 4:
             break
         s, t, steps = _step(rough, r, c, a - r, b - c, max(PART * here, goal / 4), most - made, every)
-        r, c = balanced(matrix, left * s.exp(), right * t.exp())
-        left, right = torch.ones_like(a), torch.ones_like(b)
-        f, g, made, before = f + rough.epsilon * s, g + rough.epsilon * t, made + steps, here
-    return Polished(None, f, g, error, made)
+        fine.u *= s.exp()
+        fine.v *= t.exp()
+        made, before = made + steps, here
+    return Polished(fine.plan() if done else None, *fine.potentials, error, made)
 
 
 def _step(
@@ -75,21 +74,22 @@ def _step(
     small numbers with the matrix's least would be denormal, which is slow.
     """
     size = float(at_rows.abs().sum() + at_columns.abs().sum())
-    r, c, at_rows, at_columns = (t.to(rough.kernel.dtype) for t in (r, c, at_rows / size, at_columns / size))
-    left, right, root = rough.a * rough.u, rough.b * rough.v, c.sqrt()
-    at_left, share = rough.at_hand(left), rough.at_hand(left / r)
+    kernel, (a, b, u, v) = rough.hand.kernel, rough.hand[1:]
+    r, c, at_rows, at_columns = (
+        rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows / size, at_columns / size)
+    )
+    left, right, root = a * u, b * v, c**0.5
+    share, inverse = left / r, right / root
 
     def mean(product: Array, rows: Rows) -> Array:
-        product *= at_left[rows]
-        product *= share[rows]
-        return product
+        return product * left[rows] * share[rows]
 
-    def gram(x: Tensor) -> Tensor:
-        product = rough.through(rough.at_hand(right / root * x), mean)
-        return torch.as_tensor(product, device=x.device).mul_(right / root)
+    def gram(x: Array) -> Array:
+        return inverse * rough.through(inverse * x, mean)
 
-    residual = (at_columns - right * times(rough.kernel.mT, left * (at_rows / r))) / root
-    x, made = conjugate_gradients(gram, residual, root, torch.full_like(root[:1], goal / size), most, every)
+    residual = at_columns / root - inverse * times(kernel.mT, left * (at_rows / r))
+    x, made = conjugate_gradients(gram, residual, root, goal / size, most, every)
     t = x / root
-    s = (at_rows - left * times(rough.kernel, right * t)) / r
-    return size * s.double(), size * t.double(), made
+    s = (at_rows - left * times(kernel, right * t)) / r
+    s, t = (torch.as_tensor(y, device=rough.kernel.device).double() for y in (s, t))
+    return size * s, size * t, made

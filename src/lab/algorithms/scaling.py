@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 21
-"""Bytes of a block of rows: small enough to be still in the cache when the block is read for the second time."""
-CACHE = 1 << 24
-"""Up to so many bytes a matrix is read twice from the cache rather than once in blocks."""
+BLOCK = 1 << 20
+"""Bytes of a block of rows: small enough to be still in a core's cache when the block is read for the second time."""
 REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix. In float32 they may grow to 88."""
 EVERY = 4
@@ -82,7 +80,7 @@ class Scaling:
 
     def rows(self, omega: Tensor | float) -> Array:
         """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
-        _, a, b, u, v = self._hand
+        _, a, b, u, v = self.hand
 
         def relaxed(product: Array, rows: Rows) -> Array:
             part = u[rows]
@@ -97,7 +95,7 @@ class Scaling:
 
     def columns(self, omega: Tensor | float) -> None:
         """Relax v."""
-        v = self._hand.v
+        v = self.hand.v
         self._ratio **= -omega
         v *= self._ratio
         self._steps += 1
@@ -109,14 +107,16 @@ class Scaling:
                 self.v.fill_(1.0)
                 self._fill()
 
+    def within(self, reach: float) -> bool:
+        """Whether the cost of this one problem, that starts at f₀ = g₀ = 0, is within ±reach ε."""
+        return all(least >= math.exp(-reach) and most <= math.exp(reach) for least, most in self._extents)
+
     def through(self, vector: Array, middle: Callable[[Array, Rows], Array]) -> Array:
         """Kᵀ middle(K vector), (..., m), where `middle` is told which rows it is given; all are `at_hand`.
 
         A large K is read once: while a block of its rows is in the cache, its share of the second product is taken too.
         """
-        kernel = self._hand.kernel
-        if kernel.ndim == 2 and kernel.nbytes <= CACHE:
-            return kernel.mT @ middle(kernel @ vector, ...)
+        kernel = self.hand.kernel
         total: Array = None
         for rows in blocks(self.kernel):
             block = kernel[rows]
@@ -151,7 +151,7 @@ class Scaling:
         """P, written over K: this is the end."""
         left, right = self.a * self.u, self.b * self.v
         for rows in blocks(self.kernel):
-            scale(self.kernel[rows], left[rows], right)
+            self.kernel[rows].mul_(left[rows].unsqueeze(-1)).mul_(right.unsqueeze(-2))
         return self.kernel
 
     def at_hand(self, tensor: Tensor) -> Array:
@@ -164,15 +164,16 @@ class Scaling:
         return tensor.resolve_neg().numpy() if alone else tensor
 
     def _take(self, kernel: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> None:
-        """From here on these are written in place, for `_hand` is the same memory."""
+        """From here on these are written in place, for `hand` is the same memory."""
         self.kernel, self.a, self.b, self.u, self.v = kernel, a, b, u, v
-        self._hand = Hand(*map(self.at_hand, (kernel, a, b, u, v)))
+        self.hand = Hand(*map(self.at_hand, (kernel, a, b, u, v)))
 
     def _fill(self) -> None:
         g0, same, parts = self.g0.unsqueeze(-2), self.kernel.dtype == self.cost.dtype, blocks(self.cost)
         whole = self.kernel if same else self._kept
         buffer = torch.empty_like(self.cost[parts[0]]) if whole is None else whole
         plain = not (self.f0.any() or self.g0.any())
+        self._extents: list[tuple[float, float]] = []
         for rows in parts:
             kernel, cost = self.kernel[rows], self.cost[rows]
             exact = buffer[..., : cost.shape[-2], :] if whole is None else whole[rows]
@@ -186,8 +187,32 @@ class Scaling:
                 kernel.copy_(exact)
             if whole is None:
                 kernel.exp_()
-            if kernel.dtype == torch.float32:
+            if plain:
+                least, most = kernel.aminmax()
+                self._extents.append((float(least), float(most)))
+            if kernel.dtype == torch.float32 and not (plain and self._extents[-1][0] >= LEAST):
                 kernel.clamp_(min=LEAST)
+
+
+def looked_at(cost: Tensor, reach: float) -> tuple[float, Tensor]:
+    """(max C − min C, the greatest of a batch; whether |C| goes beyond `reach`, (...)).
+
+    Raises: ValueError where the cost is not finite.
+    """
+    least, most = cost.aminmax() if cost.dim() == 2 else cost.flatten(-2).aminmax(dim=-1)
+    spread = float((most - least).max())
+    if not math.isfinite(spread):
+        raise ValueError("cost must be finite")
+    return spread, torch.maximum(most, -least) > reach
+
+
+def far(cost: Tensor, reach: float) -> bool:
+    """Whether |C| of one problem is seen beyond `reach` in three lines: a row, the column and then the row through
+    what is greatest, as one finds the diameter of a tree. Where it is not seen it may still be.
+    """
+    row = cost[0].abs()
+    column = cost[:, row.argmax()].abs()
+    return bool(column.amax() > reach) or bool(cost[column.argmax()].abs().amax() > reach)
 
 
 def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,6 +223,8 @@ def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor
 
     (c-transforms: Peyré & Cuturi 2019, §5.1.)
     """
+    if not bool(doubtful.any()):
+        return f, g
     rows, columns = _least(cost, g), _least(cost.mT, f)
     away = torch.maximum((rows - f).abs().amax(-1), (columns - g).abs().amax(-1)) > REACH * epsilon
     away = away & doubtful
@@ -214,22 +241,6 @@ def _least(cost: Tensor, g: Tensor) -> Tensor:
         return cost.amin(-1)
     g = g.unsqueeze(-2)
     return torch.cat([(cost[rows] - g).amin(-1) for rows in blocks(cost)], -1)
-
-
-def scale(matrix: Tensor, left: Tensor, right: Tensor) -> None:
-    """diag(left) A diag(right), written over A: (..., n, m), (..., n), (..., m)"""
-    matrix.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
-
-
-def balanced(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """`scale`, and the sums of the rows and columns of what it writes, taken while a block of rows is in the cache."""
-    sums, columns = torch.empty_like(left), torch.zeros_like(right)
-    for rows in blocks(matrix):
-        part = matrix[rows]
-        scale(part, left[rows], right)
-        sums[rows] = part.sum(-1)
-        columns += part.sum(-2)
-    return sums, columns
 
 
 def blocks(matrix: Tensor) -> list[Rows]:

@@ -12,8 +12,9 @@ takes leading batch dimensions, and each problem of a batch is solved as if it w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from lab.algorithms.implicit import differentiable
 from lab.algorithms.newton import LEAST, polished
 from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
-from lab.algorithms.scaling import Scaling, settled
+from lab.algorithms.scaling import EVERY, Scaling, far, looked_at, settled
 from lab.algorithms.transport import Transport
 from lab.types import Fraction, PositiveInt
 
@@ -33,7 +34,7 @@ COARSE = 1e-2
 """The error at which one level of annealing hands over to the next."""
 SINGLE = 1e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
-LARGE = 1 << 19
+LARGE = 1 << 17
 """From so many entries on products with the matrix take the time, and Newton's method, with fewer of them, pays."""
 LOOK = {"cpu": 1}
 """After so many iterations the error is looked at; elsewhere after 8, for looking waits for the device."""
@@ -87,12 +88,12 @@ def sinkhorn(
         problem = cost.detach(), a.detach(), b.detach()
         f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
         f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
-        least, most = problem[0].aminmax() if cost.dim() == 2 else problem[0].flatten(-2).aminmax(dim=-1)
-        spread = float((most - least).max())
-        if not math.isfinite(spread):
-            raise ValueError("cost must be finite")
-        reach = SPREAD * epsilon / max(1.0, relaxation or 1.0)  # a step grows by the power ω
-        doubtful = (torch.maximum(most, -least) > reach) | (start is not None or annealing is not None)
+        reach = SPREAD / max(1.0, relaxation or 1.0)  # a step grows by the power ω
+        spread, doubtful = math.nan, None
+        elsewhere = start is not None or annealing is not None
+        if method == "log" or cost.dim() > 2 or elsewhere or far(problem[0], reach * epsilon):
+            spread, doubtful = looked_at(problem[0], reach * epsilon)
+            doubtful = doubtful | elsewhere
         loop = Loop(a, max_iterations, relaxation)
         known = None
         for level in _levels(spread, epsilon, annealing):
@@ -105,7 +106,7 @@ def sinkhorn(
                 loop.run(logarithmic, goal, last)
                 f, g = logarithmic.potentials
             else:
-                f, g, known = _by_scaling(*problem, level, f, g, loop, goal, last, doubtful)
+                f, g, known = _by_scaling(*problem, level, f, g, loop, goal, last, reach, doubtful)
     f, g = differentiable(cost, a, b, epsilon, f, g)
     t = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / 2
     return Transport(cost, a, b, epsilon, f - t, g + t, *loop.outcome, known)
@@ -121,41 +122,61 @@ def _by_scaling(
     loop: Loop,
     goal: float,
     last: bool,
-    doubtful: Tensor,
+    reach: float,
+    doubtful: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(f, g, P): solved in float32, then, where the cost is float64 and this the `last` level, in that; else P is None.
 
-    A problem whose weights float32 does not know, or that overflows there, goes on from the f and g that it came with;
-    one that Newton's method leaves short of its goal from where that ended, if it is nearer.
+    Of one problem it may not be known yet whether it is `doubtful`, its cost beyond `reach`, in units of ε: then the
+    matrix of exponentials says it. A problem whose weights float32 does not know, or that overflows there, goes on from
+    the f and g that it came with; one that Newton's method leaves short of its goal from where that ended, if it is
+    nearer.
     """
-    fast = loop.fixed is None  # else ω > 1 may let u and v grow at every step
-    options: dict[str, Any] = {} if fast else {"every": 1}
-    refined = None
-    if bool(doubtful.any()):
-        f, g = settled(cost, f, g, epsilon, doubtful)
-    if cost.dtype == torch.float64 and loop.left > 1:
-        alone, large = cost.dim() == 2, cost.numel() >= LARGE
-        newton = last and fast and alone and large and float(min(a.min(), b.min())) >= LEAST
-        keep = last and alone and (newton or not large)
-        rough = Scaling(cost, a, b, epsilon, f, g, torch.float32, keep, **options)
-        loop.run(rough, max(goal, SINGLE), last=False, stall=16)
-        there = rough.potentials
+    fast, alone, twice = loop.fixed is None, cost.dim() == 2, cost.dtype == torch.float64 and loop.left > 1
+    every = EVERY if fast else 1  # else ω > 1 may let u and v grow at every step
+    first = partial(
+        Scaling, cost, a, b, epsilon, dtype=torch.float32 if twice else cost.dtype, keep=last and alone, every=every
+    )
+    scaling = _begun(first, cost, epsilon, f, g, reach, doubtful)
+    f, g = scaling.f0, scaling.g0
+    if twice:
+        newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
+        loop.run(scaling, max(goal, SINGLE), last=False, stall=16)
+        there = scaling.potentials
         right = torch.stack([t.isfinite().all(-1, keepdim=True) for t in there]).all(0)
         if newton and bool(right) and loop.left > 2:
-            ended = polished(rough, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
+            ended = polished(scaling, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
             better = bool(ended.error < loop.errors[0])
             loop.count(ended.made, ended.error)
             if ended.plan is not None:
                 return ended.f, ended.g, ended.plan
             there = (ended.f, ended.g) if better else there
         f, g = (torch.where(right, new, old) for new, old in zip(there, (f, g), strict=True))
-        refined = rough.refined(a, b) if bool(right.all()) else None
-        del rough
         if not last:
             return f, g, None
-    scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype, **options)
+        refined = scaling.refined(a, b) if bool(right.all()) else None
+        del scaling
+        scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype, every=every)
     loop.run(scaling, goal, last)
     return *scaling.potentials, scaling.plan() if last else None
+
+
+def _begun(
+    first: Callable[[Tensor, Tensor], Scaling],
+    cost: Tensor,
+    epsilon: float,
+    f: Tensor,
+    g: Tensor,
+    reach: float,
+    doubtful: Tensor | None,
+) -> Scaling:
+    """The first `Scaling`, at f and g, or where they are no start at those that are `settled`."""
+    if doubtful is None:
+        scaling = first(f, g)
+        if scaling.within(reach):
+            return scaling
+        _, doubtful = looked_at(cost, reach * epsilon)
+    return first(*settled(cost, f, g, epsilon, doubtful))
 
 
 @dataclass(frozen=True)
