@@ -11,8 +11,10 @@ from torch import Tensor
 from lab.algorithms.conjugate import conjugate_gradients
 from lab.algorithms.scaling import Array, Rows, Scaling, times
 
+NEAR = 1e-4
+"""The error from which it goes on: a step squares it, and ends a problem with few slow modes in fewer products."""
 STEPS = 4
-"""Steps at the most; one is the rule, for it squares an error that is 1e-6 at the start."""
+"""Steps at the most; one or two are the rule."""
 LEAST = 1e-30
 """The least weight: what is made of it in float32 must not be denormal."""
 PART = 1e-4
@@ -58,7 +60,8 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         done = here <= goal
         if done or step == STEPS or made >= most or not here <= before / 4:
             break
-        s, t, steps = _step(rough, r, c, a - r, b - c, max(PART * here, goal / 4), most - made, every)
+        s, t, steps = _step(rough, r, c, (a - r) / here, (b - c) / here, max(PART, goal / here / 4), most - made, every)
+        s, t = here * s, here * t
         fine.u *= s.exp()
         fine.v *= t.exp()
         made, before = made + steps, here
@@ -70,14 +73,11 @@ def _step(
 ) -> tuple[Tensor, Tensor, int]:
     """(s, t, steps made) to ‖·‖₁ ≤ `goal` of the second equation; the first holds.
 
-    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1. It is solved for a right-hand side of size 1: products of
-    small numbers with the matrix's least would be denormal, which is slow.
+    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1. The right-hand side is to be of size 1: products of small
+    numbers with the matrix's least would be denormal, which is slow.
     """
-    size = float(at_rows.abs().sum() + at_columns.abs().sum())
     kernel, (a, b, u, v) = rough.hand.kernel, rough.hand[1:]
-    r, c, at_rows, at_columns = (
-        rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows / size, at_columns / size)
-    )
+    r, c, at_rows, at_columns = (rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows, at_columns))
     left, right, root = a * u, b * v, c**0.5
     share, inverse = left / r, right / root
 
@@ -88,8 +88,8 @@ def _step(
         return inverse * rough.through(inverse * x, mean)
 
     residual = at_columns / root - inverse * times(kernel.mT, left * (at_rows / r))
-    x, made = conjugate_gradients(gram, residual, root, goal / size, most, every)
+    x, made = conjugate_gradients(gram, residual, root, goal, most, every)
     t = x / root
     s = (at_rows - left * times(kernel, right * t)) / r
     s, t = (torch.as_tensor(y, device=rough.kernel.device).double() for y in (s, t))
-    return size * s, size * t, made
+    return s, t, made

@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
-from lab.algorithms.newton import LEAST, polished
+from lab.algorithms.newton import LEAST, NEAR, polished
 from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
 from lab.algorithms.scaling import EVERY, Scaling, far, looked_at, settled
@@ -141,16 +141,16 @@ def _by_scaling(
     f, g = scaling.f0, scaling.g0
     if twice:
         newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
-        loop.run(scaling, max(goal, SINGLE), last=False, stall=16)
-        there = scaling.potentials
-        right = torch.stack([t.isfinite().all(-1, keepdim=True) for t in there]).all(0)
-        if newton and bool(right) and loop.left > 2:
+        loop.run(scaling, max(goal, NEAR if newton else SINGLE), last=False, stall=16)
+        nearer = None
+        if newton and loop.left > 2:
             ended = polished(scaling, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
-            better = bool(ended.error < loop.errors[0])
+            nearer = (ended.f, ended.g) if bool(ended.error < loop.errors[0]) else None
             loop.count(ended.made, ended.error)
             if ended.plan is not None:
                 return ended.f, ended.g, ended.plan
-            there = (ended.f, ended.g) if better else there
+        there = nearer or scaling.potentials
+        right = torch.stack([t.isfinite().all(-1, keepdim=True) for t in there]).all(0)
         f, g = (torch.where(right, new, old) for new, old in zip(there, (f, g), strict=True))
         if not last:
             return f, g, None
