@@ -325,6 +325,30 @@ def test_rounding_keeps_what_is_right() -> None:
     assert bool((moved <= 2 * ((wrong.sum(-1) - a).abs().sum(-1) + (wrong.sum(-2) - b).abs().sum(-1))).all())
 
 
+@pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])
+def test_a_cost_that_is_not_finite_anywhere_is_refused(entry: float) -> None:
+    cost, a, b = problem()
+    cost[17, 11] = entry
+    with pytest.raises(ValueError, match="cost must be finite"):
+        sinkhorn(cost, a, b, epsilon=100.0)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 300.0, -300.0])
+def test_a_cost_out_of_reach_is_found_in_the_matrix(hidden: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three lines through it show nothing, and so it is looked for in the exponentials."""
+    cost, a, b = problem()
+    cost /= cost.max()
+    cost[0, 0], cost[3, 0] = 2.0, 3.0  # the three lines are row 0, column 0 and row 3
+    cost[7:9, 5:9] += hidden
+    settled, looks = scaling_form.settled, []
+    monkeypatch.setattr(sinkhorn_module, "settled", lambda *given: (looks.append(0), settled(*given))[1])
+    assert not scaling_form.far(cost, 60.0)
+    found = sinkhorn(cost, a, b, epsilon=1.0)
+    assert len(looks) == (hidden != 0)
+    close(found.plan, sinkhorn(cost, a, b, epsilon=1.0, method="log").plan, atol=1e-9)
+    assert scaling_form.far(cost, 2.5)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
