@@ -196,11 +196,11 @@ def test_weights_that_float32_does_not_know_are_weights(reach: float, monkeypatc
     assert float(found.error) <= 1e-9
 
 
-@pytest.mark.parametrize(("seed", "epsilon"), [(1, 0.1), (5, 0.02), (1, 1.0)])
+@pytest.mark.parametrize(("seed", "epsilon", "tries"), [(1, 0.1, 1), (5, 0.02, 0), (1, 1.0, 1)])
 def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
-    seed: int, epsilon: float, monkeypatch: pytest.MonkeyPatch
+    seed: int, epsilon: float, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of all sizes, of which float32 knows too little: at most two products a point are lost."""
+    """Weights of all sizes, of which float32 knows too little. Where that has come nowhere near it is not tried."""
     cost, a, b = problem(n=40, m=30, seed=seed)
     a, b = (w**8 / (w**8).sum() for w in (a - 0.19 * a.min(), b - 0.19 * b.min()))
     ends: list[Any] = []
@@ -214,8 +214,8 @@ def test_what_newton_cannot_solve_sinkhorn_goes_on_with(
     monkeypatch.setattr(newton, "PART", 1e-12)  # it asks of float32 what that cannot give
     monkeypatch.setattr(newton, "STEPS", 1)
     found = sinkhorn(cost, a, b, epsilon=epsilon, tolerance=1e-13)
-    assert [end.plan for end in ends] == [None]
-    assert ends[0].made <= 2 * 30
+    assert [end.plan for end in ends] == [None] * tries
+    assert sum(end.made for end in ends) <= max(sinkhorn_module.TRIED, int(found.iterations) / 2)
     assert float(found.error) <= 1e-13
     close(found.plan, found._plan(found.f, found.g), atol=1e-14)
 

@@ -17,6 +17,8 @@ STEPS = 4
 """Steps at the most; one or two are the rule."""
 LEAST = 1e-30
 """The least weight: what is made of it in float32 must not be denormal."""
+SIZE = 1e8
+"""‖·‖₁ of a step's right-hand side: products of smaller numbers with the matrix's least would be denormal, and slow."""
 PART = 1e-4
 """What a step leaves of the error at the least: float32 resolves no more of it."""
 
@@ -60,8 +62,10 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         done = here <= goal
         if done or step == STEPS or made >= most or not here <= before / 4:
             break
-        s, t, steps = _step(rough, r, c, (a - r) / here, (b - c) / here, max(PART, goal / here / 4), most - made, every)
-        s, t = here * s, here * t
+        unit = here / SIZE
+        least = max(PART * SIZE, goal / unit / 4)
+        s, t, steps = _step(rough, r, c, (a - r) / unit, (b - c) / unit, least, most - made, every)
+        s, t = unit * s, unit * t
         fine.u *= s.exp()
         fine.v *= t.exp()
         made, before = made + steps, here
@@ -73,8 +77,7 @@ def _step(
 ) -> tuple[Tensor, Tensor, int]:
     """(s, t, steps made) to ‖·‖₁ ≤ `goal` of the second equation; the first holds.
 
-    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1. The right-hand side is to be of size 1: products of small
-    numbers with the matrix's least would be denormal, which is slow.
+    In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
     kernel, (a, b, u, v) = rough.hand.kernel, rough.hand[1:]
     r, c, at_rows, at_columns = (rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows, at_columns))

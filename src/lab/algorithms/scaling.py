@@ -18,8 +18,9 @@ REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix. In float32 they may grow to 88."""
 EVERY = 4
 """After so many steps it is looked whether they have."""
-LEAST = 1e-35
-"""The least entry in float32: below it numbers are denormal and slow. It counts for e^{2·REACH} times that."""
+LEAST = 1e-33
+"""The least entry in float32: its products with weights are not yet denormal, which is slow. It adds to an entry of P
+at most e^{2·REACH} = 10²⁶ times that and the two weights: less than float32 resolves."""
 
 Rows = slice | EllipsisType
 """Some rows of a matrix, or all of them as they are."""

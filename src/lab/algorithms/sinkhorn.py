@@ -31,11 +31,13 @@ from lab.algorithms.transport import Transport
 from lab.types import Fraction, PositiveInt
 
 COARSE = 1e-2
-"""The error at which one level of annealing hands over to the next."""
+"""The error at which one level of annealing hands over to the next; from above it Newton's method is not tried."""
 SINGLE = 1e-6
 """The error at which float32 hands over to float64: a little above what its rounding leaves."""
 LARGE = 1 << 17
 """From so many entries on products with the matrix take the time, and Newton's method, with fewer of them, pays."""
+TRIED = 32
+"""Steps within Newton's that are tried, or as many as there were iterations before, lest more than those be in vain."""
 LOOK = {"cpu": 1}
 """After so many iterations the error is looked at; elsewhere after 8, for looking waits for the device."""
 SPREAD = 60.0
@@ -143,8 +145,9 @@ def _by_scaling(
         newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
         loop.run(scaling, max(goal, NEAR if newton else SINGLE), last=False, stall=16)
         nearer = None
-        if newton and loop.left > 2:
-            ended = polished(scaling, a, b, goal, min(loop.left // 2, 2 * b.shape[-1]), loop.every)
+        if newton and loop.left > 2 and loop.errors[0] <= COARSE:
+            most = min(loop.left // 2, max(TRIED, loop.made[0]))
+            ended = polished(scaling, a, b, goal, most, loop.every)
             nearer = (ended.f, ended.g) if bool(ended.error < loop.errors[0]) else None
             loop.count(ended.made, ended.error)
             if ended.plan is not None:
