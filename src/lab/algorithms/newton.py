@@ -79,7 +79,7 @@ def _step(
 
     In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
-    kernel, (a, b, u, v) = rough.hand.kernel, rough.hand[1:]
+    kernel, a, b, u, v = rough.hand
     r, c, at_rows, at_columns = (rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows, at_columns))
     left, right, root = a * u, b * v, c**0.5
     share, inverse = left / r, right / root
