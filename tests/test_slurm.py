@@ -408,6 +408,26 @@ def code_here(monkeypatch: pytest.MonkeyPatch) -> object:
     return left.value.code
 
 
+@pytest.mark.parametrize("made", [Refusal("its config.yaml is not whole"), AttributeError("_invalidate_flags_cache")])
+def test_what_a_library_makes_of_a_warning_is_a_warning(
+    made: Exception, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OmegaConf has a `finally` that fails where its `try` was broken into too early."""
+    stand_in("squeue", "exit 0")
+    submit("trainer.max_steps=100000", "logger=none", "hydra.launcher.dry_run=true")
+    stand_in("scontrol", 'echo "$@" >> asked; exit 1')
+
+    def broken_into(_run: Any) -> None:
+        try:
+            signal.raise_signal(task.WARNING)
+        finally:
+            raise made
+
+    monkeypatch.setattr(task, "_execute", broken_into)
+    assert code_here(monkeypatch) == 128 + signal.SIGTERM
+    assert Path("asked").read_text() == "requeue 7_0\n"
+
+
 def test_a_job_that_never_gets_to_a_step_is_given_up(stand_in: Any) -> None:
     """Warned before it has saved a step, it queues again twice and no more; by hand it may try again."""
     stand_in("squeue", "exit 0")

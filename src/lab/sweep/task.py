@@ -36,6 +36,7 @@ def main() -> None:
     A script that ended by itself would not be queued again, also where SLURM would have done so a moment later.
     """
     warned = False
+    stopped: int | None = None
 
     def warn(_signum: int, _frame: object) -> None:
         nonlocal warned
@@ -44,7 +45,9 @@ def main() -> None:
         signal.raise_signal(signal.SIGTERM)  # stops the run wherever it is, as a user would
 
     def leave(signum: int, _frame: object) -> NoReturn:
-        sys.exit(128 + signum)
+        nonlocal stopped
+        stopped = 128 + signum
+        sys.exit(stopped)
 
     sweep, points = Path(sys.argv[1]), Path(sys.argv[2])
     try:
@@ -63,11 +66,18 @@ def main() -> None:
                 code = _execute(run)
             finally:  # while `leave` takes what `warn` raises: later it would end a job that has still to queue again
                 signal.signal(WARNING, signal.SIG_IGN)
-    except SystemExit as stopped:
-        code = int(str(stopped.code))
-    except Refusal as refusal:
-        print(f"lab: {refusal}", file=sys.stderr)
-        code = REFUSED
+    except SystemExit as left:
+        code = int(str(left.code))
+    except Exception as error:
+        if (
+            stopped is not None
+        ):  # a library's `finally` failed where `leave` broke into it, and that hid what `leave` raised
+            code = stopped
+        elif isinstance(error, Refusal):
+            print(f"lab: {error}", file=sys.stderr)
+            code = REFUSED
+        else:
+            raise
     if run.finished:
         sys.exit(code)
     if not warned and queue.preempted(job):
