@@ -129,6 +129,18 @@ def test_the_example_of_a_citation_network_is_the_labs_network(tmp_path: Path) -
     assert len(gnn.lab_accuracies(gnn.config(tmp_path, 3, 2))) == 2
 
 
+@pytest.mark.parametrize("script", ["vae", "diffusion", "gnn"])
+def test_a_data_root_without_files_is_refused(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz").touch()
+    monkeypatch.setattr(sys, "argv", [script, "--data-root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        module(script).main()
+    assert f"argument --data-root: {tmp_path} has no unpacked files in " in capsys.readouterr().err
+
+
 def test_interleaved_runs_every_work_in_every_repeat() -> None:
     common, calls = module("_common"), list[str]()
 

@@ -31,6 +31,17 @@ def interpreter(word: str) -> str:
     return word
 
 
+def data_root(*folders: str) -> Callable[[str], Path]:
+    """An argument that names a folder in which one of these has files that are not packed."""
+
+    def root(word: str) -> Path:
+        if not any(file.suffix != ".gz" for folder in folders for file in Path(word, folder).glob("*")):
+            raise argparse.ArgumentTypeError(f"{word} has no unpacked files in {' or '.join(folders)}")
+        return Path(word)
+
+    return root
+
+
 def arguments(
     doc: str, repeats: int, parents: Sequence[argparse.ArgumentParser] = (), **flags: str
 ) -> argparse.Namespace:

@@ -256,7 +256,7 @@ def samplers(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--data-root", type=common.data_root("MNIST/raw", "FashionMNIST/raw"), metavar="FOLDER")
     parser.add_argument("--peers", type=common.interpreter, metavar="PYTHON", help="an interpreter that has diffusers")
     parser.add_argument("--steps", type=int, default=40, help="training steps of a repeat (40)")
     options = common.arguments(__doc__ or "", repeats=5, parents=[parser])

@@ -176,7 +176,7 @@ def _epoch_of_lab(cfg: Any) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--data-root", type=common.data_root("MNIST/raw", "FashionMNIST/raw"), metavar="FOLDER")
     options = common.arguments(__doc__ or "", repeats=5, parents=[parser])
     loop.prepare(options.threads)
     started, busy = time.perf_counter(), common.BusyMeter()
