@@ -178,6 +178,7 @@ def _begun(
         scaling = first(f, g)
         if scaling.within(reach):
             return scaling
+        del scaling  # its matrix, before there is another
         _, doubtful = looked_at(cost, reach * epsilon)
     return first(*settled(cost, f, g, epsilon, doubtful))
 
