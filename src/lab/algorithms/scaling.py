@@ -16,7 +16,7 @@ BLOCK = 1 << 20
 """Bytes of a block of rows: small enough to be still in a core's cache when the block is read for the second time."""
 REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix. In float32 they may grow to 88."""
-EVERY = 4
+EVERY = 1
 """After so many steps it is looked whether they have."""
 LEAST = 1e-33
 """The least entry in float32: its products with weights are not yet denormal, which is slow. It adds to an entry of P
