@@ -325,6 +325,16 @@ def test_rounding_keeps_what_is_right() -> None:
     assert bool((moved <= 2 * ((wrong.sum(-1) - a).abs().sum(-1) + (wrong.sum(-2) - b).abs().sum(-1))).all())
 
 
+def test_potentials_that_outgrow_float32_are_absorbed_before_they_count() -> None:
+    """Nearly all mass has to go where exp(−C/ε) is least: with what stood there for it the marginals were right too."""
+    cost, w = torch.tensor([[0.0, 80.0], [80.0, 240.0]]), torch.tensor([1e-6, 1 - 1e-6])
+    found = sinkhorn(cost.requires_grad_(), w, w, epsilon=1.0, tolerance=1e-4)
+    plain = sinkhorn(cost.detach().double(), *(2 * [w.double() / w.double().sum()]), epsilon=1.0, method="log")
+    close(found.dual.double(), plain.dual, atol=1e-3)
+    (gradient,) = torch.autograd.grad(found.dual, cost)
+    close(gradient.double(), plain.plan, atol=1e-4)
+
+
 @pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])
 def test_a_cost_that_is_not_finite_anywhere_is_refused(entry: float) -> None:
     cost, a, b = problem()

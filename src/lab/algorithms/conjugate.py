@@ -20,7 +20,7 @@ def conjugate_gradients(
 
     Args:
         gram: G, (..., m) → (..., m). residual: (..., m); what it has of r is left out. root: r, (..., m).
-        goal: the residual's norm ‖·‖₂ to end at, (..., 1). most: steps, at the most.
+        goal: the residual's norm ‖·‖₂ to end at, (..., 1) or a number. most: steps, at the most.
         every: after so many steps the norm is looked at. Where it has grown 10⁸-fold, or is no number, rounding has
             won: x is then good for nothing.
     """

@@ -15,7 +15,7 @@ NEAR = 1e-4
 """The error from which it goes on: a step squares it, and ends a problem with few slow modes in fewer products."""
 STEPS = 4
 """Steps at the most; one or two are the rule."""
-LEAST = 1e-30
+LIGHTEST = 1e-30
 """The least weight: what is made of it in float32 must not be denormal."""
 SIZE = 1e8
 """‖·‖₁ of a step's right-hand side: products of smaller numbers with the matrix's least would be denormal, and slow."""
@@ -49,7 +49,7 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
     (Newton's method: Brauer, Clason, Lorenz & Wirth 2017. Refinement in two precisions: Higham 2002, ch. 12.)
 
     Args:
-        a, b: the weights in float64, none below `LEAST`. goal: for ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁.
+        a, b: the weights in float64, none below `LIGHTEST`. goal: for ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁.
         most: steps of conjugate gradients, at the most; each is two products with the matrix, like one of Sinkhorn's.
         every: after so many it is looked whether they are enough.
     """

@@ -16,11 +16,9 @@ BLOCK = 1 << 20
 """Bytes of a block of rows: small enough to be still in a core's cache when the block is read for the second time."""
 REACH = 30.0
 """How large |ln u| and |ln v| may grow before they are absorbed into the matrix. In float32 they may grow to 88."""
-EVERY = 1
-"""After so many steps it is looked whether they have."""
 LEAST = 1e-33
-"""The least entry in float32: its products with weights are not yet denormal, which is slow. It adds to an entry of P
-at most e^{2·REACH} = 10²⁶ times that and the two weights: less than float32 resolves."""
+"""The least entry in float32: its products with weights above 1e-5 are not yet denormal, which is slow. To an entry
+of P it adds at most e^{2·REACH} = 10²⁶ times that and the two weights."""
 
 Rows = slice | EllipsisType
 """Some rows of a matrix, or all of them as they are."""
@@ -51,7 +49,6 @@ class Scaling:
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
         keep: where its precision is another, K is computed in that of the cost first, for `refined`.
-        every: after so many steps it is looked how large u and v are.
     """
 
     def __init__(
@@ -64,14 +61,12 @@ class Scaling:
         g: Tensor,
         dtype: torch.dtype,
         keep: bool = False,
-        every: int = EVERY,
     ) -> None:
         self.cost, self.epsilon, self.f0, self.g0 = cost, epsilon, f, g
         a, b = a.to(dtype), b.to(dtype)
         self._take(empty(cost, dtype), a, b, torch.ones_like(a), torch.ones_like(b))
         self._kept = empty(cost, cost.dtype) if keep and cost.dtype != dtype else None
         self._fill()
-        self._steps, self._every = 0, every
 
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
@@ -95,18 +90,16 @@ class Scaling:
         return abs(b * self._ratio - b).sum(-1)
 
     def columns(self, omega: Tensor | float) -> None:
-        """Relax v."""
+        """Relax v; absorb u and v where they have grown: beyond, the entries at `LEAST` would come to carry mass."""
         v = self.hand.v
         self._ratio **= -omega
         v *= self._ratio
-        self._steps += 1
-        if (self._steps - 1) % self._every == 0:
-            least, most = torch.cat([self.u, self.v], -1).aminmax()
-            if not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)):
-                self.f0, self.g0, self._kept = *self.potentials, None
-                self.u.fill_(1.0)
-                self.v.fill_(1.0)
-                self._fill()
+        least, most = torch.cat([self.u, self.v], -1).aminmax()
+        if not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)):
+            self.f0, self.g0, self._kept = *self.potentials, None
+            self.u.fill_(1.0)
+            self.v.fill_(1.0)
+            self._fill()
 
     def within(self, reach: float) -> bool:
         """Whether the cost of this one problem, that starts at f₀ = g₀ = 0, is within ±reach ε."""

@@ -23,10 +23,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from lab.algorithms.implicit import differentiable
-from lab.algorithms.newton import LEAST, NEAR, polished
+from lab.algorithms.newton import LIGHTEST, NEAR, polished
 from lab.algorithms.problem import Method, require, weighted
 from lab.algorithms.relaxation import Relaxation
-from lab.algorithms.scaling import EVERY, Scaling, far, looked_at, settled
+from lab.algorithms.scaling import Scaling, far, looked_at, settled
 from lab.algorithms.transport import Transport
 from lab.types import Fraction, PositiveInt
 
@@ -135,14 +135,11 @@ def _by_scaling(
     nearer.
     """
     fast, alone, twice = loop.fixed is None, cost.dim() == 2, cost.dtype == torch.float64 and loop.left > 1
-    every = EVERY if fast else 1  # else ω > 1 may let u and v grow at every step
-    first = partial(
-        Scaling, cost, a, b, epsilon, dtype=torch.float32 if twice else cost.dtype, keep=last and alone, every=every
-    )
+    first = partial(Scaling, cost, a, b, epsilon, dtype=torch.float32 if twice else cost.dtype, keep=last and alone)
     scaling = _begun(first, cost, epsilon, f, g, reach, doubtful)
     f, g = scaling.f0, scaling.g0
     if twice:
-        newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LEAST
+        newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LIGHTEST
         loop.run(scaling, max(goal, NEAR if newton else SINGLE), last=False, stall=16)
         nearer = None
         if newton and loop.left > 2 and loop.errors[0] <= COARSE:
@@ -159,7 +156,7 @@ def _by_scaling(
             return f, g, None
         refined = scaling.refined(a, b) if bool(right.all()) else None
         del scaling
-        scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype, every=every)
+        scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype)
     loop.run(scaling, goal, last)
     return *scaling.potentials, scaling.plan() if last else None
 

@@ -69,9 +69,7 @@ def main() -> None:
     except SystemExit as left:
         code = int(str(left.code))
     except Exception as error:
-        if (
-            stopped is not None
-        ):  # a library's `finally` failed where `leave` broke into it, and that hid what `leave` raised
+        if stopped is not None:  # a library's `finally` failed where `leave` broke into it, and hid what that raised
             code = stopped
         elif isinstance(error, Refusal):
             print(f"lab: {error}", file=sys.stderr)
