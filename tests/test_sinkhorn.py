@@ -141,6 +141,17 @@ def test_mixed_precision_around_it_changes_nothing(method: Any) -> None:
     assert torch.equal(within.iterations, plain.iterations)
 
 
+def test_the_derivative_is_the_same_within_autocast() -> None:
+    cost, a, b = (t.float() for t in problem())
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        c, w = cost.clone().requires_grad_(), a.clone().requires_grad_()
+        found = sinkhorn(c, w, b, epsilon=0.5, tolerance=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            gradients.append(torch.autograd.grad((found.f * w).sum(), (c, w)))
+    assert all(torch.equal(plain, within) for plain, within in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_errors_that_are_looked_at_seldom_change_nothing(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: up to seven iterations more."""
@@ -333,6 +344,22 @@ def test_potentials_that_outgrow_float32_are_absorbed_before_they_count() -> Non
     close(found.dual.double(), plain.dual, atol=1e-3)
     (gradient,) = torch.autograd.grad(found.dual, cost)
     close(gradient.double(), plain.plan, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_an_error_is_never_that_of_scales_beyond_reach(batch: tuple[int, ...]) -> None:
+    """Where one row's scale outgrows float32 in the very half step whose error is looked at."""
+    cost, a, b = (t.float() for t in problem(*batch, n=20, m=15))
+    cost[..., 0, :] += 20.0
+    zeros = torch.zeros_like(a), torch.zeros_like(b)
+    scaling = scaling_form.Scaling(cost, a, b, 0.5, *zeros, torch.float32)
+    assert float(scaling.kernel.min()) < 2 * scaling_form.LEAST
+    found = torch.as_tensor(scaling.rows(torch.ones_like(a[..., :1]) if batch else 1.0))
+    assert bool((torch.cat([scaling.u, scaling.v], -1).log().abs() <= scaling_form.REACH).all())
+    f, g = scaling.potentials
+    ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost).double() / 0.5).exp()
+    columns = b * (a.unsqueeze(-1) * ratio).sum(-2)
+    close(found.double(), (columns - b).abs().sum(-1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])

@@ -44,12 +44,13 @@ class _Potentials(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, f_bar: Tensor, g_bar: Tensor) -> Any:
         cost, a, b, f, g = ctx.saved_tensors
-        ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / ctx.epsilon).exp()
-        plan = a.unsqueeze(-1) * ratio * b.unsqueeze(-2)
-        p, q = solve(plan, a, b, f_bar, g_bar)
-        cost_bar = plan * (p.unsqueeze(-1) + q.unsqueeze(-2)) if ctx.needs_input_grad[0] else None
-        a_bar = -ctx.epsilon * times(ratio, b * q) if ctx.needs_input_grad[1] else None
-        b_bar = -ctx.epsilon * times(ratio.mT, a * p) if ctx.needs_input_grad[2] else None
+        with torch.autocast(cost.device.type, enabled=False):  # of whoever calls backward in bfloat16
+            ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / ctx.epsilon).exp()
+            plan = a.unsqueeze(-1) * ratio * b.unsqueeze(-2)
+            p, q = solve(plan, a, b, f_bar, g_bar)
+            cost_bar = plan * (p.unsqueeze(-1) + q.unsqueeze(-2)) if ctx.needs_input_grad[0] else None
+            a_bar = -ctx.epsilon * times(ratio, b * q) if ctx.needs_input_grad[1] else None
+            b_bar = -ctx.epsilon * times(ratio.mT, a * p) if ctx.needs_input_grad[2] else None
         return cost_bar, a_bar, b_bar, None, None, None
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lab.algorithms.conjugate import conjugate_gradients
-from lab.algorithms.scaling import Array, Rows, Scaling, times
+from lab.algorithms.scaling import Array, Rows, Scaling, like
 
 NEAR = 1e-4
 """The error from which it goes on: a step squares it, and ends a problem with few slow modes in fewer products."""
@@ -30,21 +29,21 @@ class Polished:
     plan: Tensor | None
     f: Tensor
     g: Tensor
-    error: Tensor
+    error: float
     made: int
 
 
-@torch.no_grad()
 def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every: int) -> Polished:
     """The plan of `rough`, one problem whose iteration has ended in float32, with its marginals made right to `goal`.
 
-    With r = P1 and c = Pᵀ1 the plan diag(eˢ) P diag(eᵗ) has the marginals a and b up to terms of second order if
+    A plain half step makes P1 = a. With c = Pᵀ1 then, v ← v eᵗ and another such half step the columns' sums are b up to
+    terms of second order if
 
-        [diag r    P  ] [s]   [a − r]
-        [  Pᵀ   diag c] [t] = [b − c],
+        (diag c − Pᵀ diag(1/a) P) t = b − c,
 
-    the matrix of `lab.algorithms.implicit`. The right-hand side is taken in float64. s and t are as small as it is, so
-    a solution to four digits will do, and that is found in float32, from the matrix that is there.
+    what is left of the matrix of `lab.algorithms.implicit` where the rows are eliminated. The half steps and c are of
+    float64. t is as small as b − c, so a solution to four digits will do, and that is found in float32, from the matrix
+    that is there.
 
     (Newton's method: Brauer, Clason, Lorenz & Wirth 2017. Refinement in two precisions: Higham 2002, ch. 12.)
 
@@ -54,45 +53,39 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         every: after so many it is looked whether they are enough.
     """
     fine = rough.refined(a, b) or Scaling(rough.cost, a, b, rough.epsilon, *rough.potentials, rough.cost.dtype)
+    _, _, weights, u, v = fine.hand
+    rough_u, rough_v = rough.hand.u, rough.hand.v
     made, before = 0, math.inf
     for step in range(STEPS + 1):
-        r, c = fine.marginals()
-        error = (r - a).abs().sum() + (c - b).abs().sum()
-        here = float(error)
-        done = here <= goal
-        if done or step == STEPS or made >= most or not here <= before / 4:
+        old = 1 * u
+        error = float(fine.rows(1.0))
+        if error <= goal or step == STEPS or made >= most or not error <= before / 4:
             break
-        unit = here / SIZE
+        rough_u *= like(u / old, rough_u)
+        unit = error / SIZE
         least = max(PART * SIZE, goal / unit / 4)
-        s, t, steps = _step(rough, r, c, (a - r) / unit, (b - c) / unit, least, most - made, every)
-        s, t = unit * s, unit * t
-        fine.u *= s.exp()
-        fine.v *= t.exp()
-        made, before = made + steps, here
-    return Polished(fine.plan() if done else None, *fine.potentials, error, made)
+        t, steps = _step(rough, fine.ratio, weights * (1 - fine.ratio) / unit, least, most - made, every)
+        growth = math.e ** (unit * like(t, v))
+        v *= growth
+        rough_v *= like(growth, rough_v)
+        made, before = made + steps, error
+    return Polished(fine.plan() if error <= goal else None, *fine.potentials, error, made)
 
 
-def _step(
-    rough: Scaling, r: Tensor, c: Tensor, at_rows: Tensor, at_columns: Tensor, goal: float, most: int, every: int
-) -> tuple[Tensor, Tensor, int]:
-    """(s, t, steps made) to ‖·‖₁ ≤ `goal` of the second equation; the first holds.
+def _step(rough: Scaling, ratio: Array, at_columns: Array, goal: float, most: int, every: int) -> tuple[Array, int]:
+    """(t, steps made) to ‖·‖₁ ≤ `goal` of the equation, with c/b and b − c.
 
     In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
-    kernel, a, b, u, v = rough.hand
-    r, c, at_rows, at_columns = (rough.at_hand(t.to(rough.kernel.dtype)) for t in (r, c, at_rows, at_columns))
-    left, right, root = a * u, b * v, c**0.5
-    share, inverse = left / r, right / root
+    _, a, b, u, v = rough.hand
+    root, rows = (b * like(ratio, b)) ** 0.5, a * u * u
+    inverse = b * v / root
 
-    def mean(product: Array, rows: Rows) -> Array:
-        return product * left[rows] * share[rows]
+    def mean(product: Array, part: Rows) -> Array:
+        return rows[part] * product
 
     def gram(x: Array) -> Array:
         return inverse * rough.through(inverse * x, mean)
 
-    residual = at_columns / root - inverse * times(kernel.mT, left * (at_rows / r))
-    x, made = conjugate_gradients(gram, residual, root, goal, most, every)
-    t = x / root
-    s = (at_rows - left * times(kernel, right * t)) / r
-    s, t = (torch.as_tensor(y, device=rough.kernel.device).double() for y in (s, t))
-    return s, t, made
+    x, made = conjugate_gradients(gram, like(at_columns, b) / root, root, goal, most, every)
+    return x / root, made

@@ -49,6 +49,9 @@ class Scaling:
     Args:
         f, g: f₀ and g₀, in the precision of the cost. dtype: of K, u and v.
         keep: where its precision is another, K is computed in that of the cost first, for `refined`.
+
+    Attributes:
+        ratio: Pᵀ1/b as `rows` has left it, `at_hand`, (..., m); `columns` uses it up.
     """
 
     def __init__(
@@ -75,35 +78,30 @@ class Scaling:
         return f.mul_(self.epsilon).add_(self.f0), g.mul_(self.epsilon).add_(self.g0)
 
     def rows(self, omega: Tensor | float) -> Array:
-        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
-        _, a, b, u, v = self.hand
+        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there.
 
-        def relaxed(product: Array, rows: Rows) -> Array:
-            part = u[rows]
-            product *= part
-            product **= -omega
-            part *= product
-            return a[rows] * part
-
-        self._ratio = self.through(b * v, relaxed)
-        self._ratio *= v  # of the columns' sums to what they should be
-        return abs(b * self._ratio - b).sum(-1)
-
-    def columns(self, omega: Tensor | float) -> None:
-        """Relax v; absorb u and v where they have grown: beyond, the entries at `LEAST` would come to carry mass."""
-        v = self.hand.v
-        self._ratio **= -omega
-        v *= self._ratio
+        Where u or v have grown they are absorbed, and it is measured again: the entries at `LEAST` carried mass.
+        """
+        error = self._relaxed(omega)
         least, most = torch.cat([self.u, self.v], -1).aminmax()
         if not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)):
             self.f0, self.g0, self._kept = *self.potentials, None
             self.u.fill_(1.0)
             self.v.fill_(1.0)
             self._fill()
+            error = self._relaxed(0 * omega)
+        return error
+
+    def columns(self, omega: Tensor | float) -> None:
+        """Relax v."""
+        v = self.hand.v
+        self.ratio **= -omega
+        v *= self.ratio
 
     def within(self, reach: float) -> bool:
         """Whether the cost of this one problem, that starts at f₀ = g₀ = 0, is within ±reach ε."""
-        return all(least >= math.exp(-reach) and most <= math.exp(reach) for least, most in self._extents)
+        least, most = math.exp(-reach), math.exp(reach)
+        return bool(self._extents) and all(least <= low and high <= most for low, high in self._extents)
 
     def through(self, vector: Array, middle: Callable[[Array, Rows], Array]) -> Array:
         """Kᵀ middle(K vector), (..., m), where `middle` is told which rows it is given; all are `at_hand`.
@@ -112,7 +110,7 @@ class Scaling:
         """
         kernel = self.hand.kernel
         total: Array = None
-        for rows in blocks(self.kernel):
+        for rows in self._parts:
             block = kernel[rows]
             share = times(block.mT, middle(times(block, vector), rows))
             if total is None:
@@ -130,21 +128,10 @@ class Scaling:
         fine._kept = self._kept = None
         return fine
 
-    def marginals(self) -> tuple[Tensor, Tensor]:
-        """(P1, Pᵀ1): (..., n), (..., m)"""
-        left, right, sums = self.a * self.u, self.b * self.v, torch.empty_like(self.u)
-        at_left, at_right, at_sums = self.at_hand(left), self.at_hand(right), self.at_hand(sums)
-
-        def noted(product: Array, rows: Rows) -> Array:
-            at_sums[rows] = product * at_left[rows]
-            return at_left[rows]
-
-        return sums, right * torch.as_tensor(self.through(at_right, noted), device=right.device)
-
     def plan(self) -> Tensor:
         """P, written over K: this is the end."""
         left, right = self.a * self.u, self.b * self.v
-        for rows in blocks(self.kernel):
+        for rows in self._parts:
             self.kernel[rows].mul_(left[rows].unsqueeze(-1)).mul_(right.unsqueeze(-2))
         return self.kernel
 
@@ -154,12 +141,27 @@ class Scaling:
         To call an operation then costs a third, and OpenBLAS makes the products: on a processor without AVX-512 up to
         twice as fast as what PyTorch has.
         """
-        alone = self.kernel.dim() == 2 and tensor.device.type == "cpu"
-        return tensor.resolve_neg().numpy() if alone else tensor
+        return tensor.resolve_neg().numpy() if self._alone else tensor
+
+    def _relaxed(self, omega: Tensor | float) -> Array:
+        _, a, b, u, v = self.hand
+
+        def relaxed(product: Array, rows: Rows) -> Array:
+            part = u[rows]
+            product *= part
+            product **= -omega
+            part *= product
+            return a[rows] * part
+
+        self.ratio = self.through(b * v, relaxed)
+        self.ratio *= v
+        return abs(b * self.ratio - b).sum(-1)
 
     def _take(self, kernel: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> None:
         """From here on these are written in place, for `hand` is the same memory."""
         self.kernel, self.a, self.b, self.u, self.v = kernel, a, b, u, v
+        self._parts = blocks(kernel)
+        self._alone = kernel.dim() == 2 and kernel.device.type == "cpu"
         self.hand = Hand(*map(self.at_hand, (kernel, a, b, u, v)))
 
     def _fill(self) -> None:
@@ -167,6 +169,7 @@ class Scaling:
         whole = self.kernel if same else self._kept
         buffer = torch.empty_like(self.cost[parts[0]]) if whole is None else whole
         plain = not (self.f0.any() or self.g0.any())
+        look = plain and self.kernel.dim() == 2
         self._extents: list[tuple[float, float]] = []
         for rows in parts:
             kernel, cost = self.kernel[rows], self.cost[rows]
@@ -181,10 +184,10 @@ class Scaling:
                 kernel.copy_(exact)
             if whole is None:
                 kernel.exp_()
-            if plain:
-                least, most = kernel.aminmax()
-                self._extents.append((float(least), float(most)))
-            if kernel.dtype == torch.float32 and not (plain and self._extents[-1][0] >= LEAST):
+            if look:
+                seen = self.at_hand(kernel)
+                self._extents.append((float(seen.min()), float(seen.max())))
+            if kernel.dtype == torch.float32 and not (look and self._extents[-1][0] >= LEAST):
                 kernel.clamp_(min=LEAST)
 
 
@@ -204,9 +207,9 @@ def far(cost: Tensor, reach: float) -> bool:
     """Whether |C| of one problem is seen beyond `reach` in three lines: a row, the column and then the row through
     what is greatest, as one finds the diameter of a tree. Where it is not seen it may still be.
     """
-    row = cost[0].abs()
-    column = cost[:, row.argmax()].abs()
-    return bool(column.amax() > reach) or bool(cost[column.argmax()].abs().amax() > reach)
+    lines: Array = cost.resolve_neg().numpy() if cost.device.type == "cpu" else cost
+    column = abs(lines[:, abs(lines[0]).argmax()])
+    return bool(column.max() > reach) or bool(abs(lines[column.argmax()]).max() > reach)
 
 
 def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,3 +263,8 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
 def times(matrix: Array, vector: Array) -> Array:
     """Matrix times vector: (..., n, m), (..., m) → (..., n). A batch as rows from the left, by far faster on a CPU."""
     return matrix @ vector if matrix.ndim == 2 else (vector.unsqueeze(-2) @ matrix.mT).squeeze(-2)
+
+
+def like(array: Array, other: Array) -> Array:
+    """The array in the precision of the other; both are `at_hand`."""
+    return array.astype(other.dtype) if isinstance(array, np.ndarray) else array.to(other)

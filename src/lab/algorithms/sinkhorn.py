@@ -88,8 +88,10 @@ def sinkhorn(
     with torch.no_grad(), quiet, torch.autocast(cost.device.type, enabled=False):  # of whoever trains in bfloat16
         require(a, b, epsilon, tolerance, max_iterations, relaxation, annealing, method)
         problem = cost.detach(), a.detach(), b.detach()
-        f, g = start or (torch.zeros_like(a), torch.zeros_like(b))
-        f, g = f.detach().to(cost).broadcast_to(a.shape), g.detach().to(cost).broadcast_to(b.shape)
+        if start is None:
+            f, g = torch.zeros_like(problem[1]), torch.zeros_like(problem[2])
+        else:
+            f, g = (t.detach().to(cost).broadcast_to(w.shape) for t, w in zip(start, (a, b), strict=True))
         reach = SPREAD / max(1.0, relaxation or 1.0)  # a step grows by the power ω
         spread, doubtful = math.nan, None
         elsewhere = start is not None or annealing is not None
@@ -139,14 +141,15 @@ def _by_scaling(
     scaling = _begun(first, cost, epsilon, f, g, reach, doubtful)
     f, g = scaling.f0, scaling.g0
     if twice:
-        newton = last and fast and alone and cost.numel() >= LARGE and float(min(a.min(), b.min())) >= LIGHTEST
-        loop.run(scaling, max(goal, NEAR if newton else SINGLE), last=False, stall=16)
+        newton = last and fast and alone and cost.numel() >= LARGE and min(float(a.min()), float(b.min())) >= LIGHTEST
+        loop.run(scaling, max(goal, NEAR if newton else SINGLE), last=False, stall=16, plain=not newton)
         nearer = None
         if newton and loop.left > 2 and loop.errors[0] <= COARSE:
+            scaling.columns(1.0)  # `polished` begins with the other half
             most = min(loop.left // 2, max(TRIED, loop.made[0]))
             ended = polished(scaling, a, b, goal, most, loop.every)
-            nearer = (ended.f, ended.g) if bool(ended.error < loop.errors[0]) else None
-            loop.count(ended.made, ended.error)
+            nearer = (ended.f, ended.g) if ended.error < loop.errors[0] else None
+            loop.count(ended.made, [ended.error])
             if ended.plan is not None:
                 return ended.f, ended.g, ended.plan
         there = nearer or scaling.potentials
@@ -260,11 +263,12 @@ class Loop:
         made = torch.tensor(self.made, device=self.device).reshape(self.shape)
         return made, torch.tensor(self.errors, dtype=self.dtype, device=self.device).reshape(self.shape)
 
-    def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None) -> None:
+    def run(self, iteration: Iteration, goal: float, last: bool, stall: int | None = None, plain: bool = True) -> None:
         """Iterate until the error of each problem is at most `goal`, or has not fallen for `stall` steps.
 
         One of the iterations that are left is kept for the `last` run, whose error is the result's. A problem that has
-        come there under ω ≠ 1 gets one plain step: with P1 = a what is measured is the whole error.
+        come there under ω ≠ 1 gets one `plain` step, unless what follows begins with one: with P1 = a what is measured
+        is the whole error.
         """
         running = set(range(len(self.made)))
         best, waited = [float("inf")] * len(self.made), [0] * len(self.made)
@@ -283,7 +287,7 @@ class Loop:
                         continue
                     self.errors[p], waited[p] = e, 0 if e < best[p] else waited[p] + self.every
                     best[p] = min(best[p], e)
-                    if made == most or (e <= goal and omega[p] == 1) or (stall and waited[p] >= stall):
+                    if made == most or (e <= goal and (omega[p] == 1 or not plain)) or (stall and waited[p] >= stall):
                         running.discard(p)
                         self.made[p] += made
                         omega[p] = 0.0
@@ -296,10 +300,10 @@ class Loop:
                 iteration.columns(weight)
         self.left -= made
 
-    def count(self, made: int, error: Tensor) -> None:
-        """Take note of steps that were made elsewhere for all problems."""
+    def count(self, made: int, errors: list[float]) -> None:
+        """Take note of steps that were made elsewhere for all problems, and of their errors."""
         self.made = [before + made for before in self.made]
-        self.errors = error.flatten().tolist()
+        self.errors = errors
         self.left -= made
 
     def _weight(self, omega: list[float], like: Tensor) -> Tensor | float:
