@@ -7,7 +7,8 @@ rules differ (POT looks at one marginal in ‖·‖₂ every tenth iteration, OT
 many iterations as its schedule has), so everyone stops at the loosest setting that reaches the target, found
 beforehand.
 
-Everyone works in a process of their own with the same number of threads; OTT compiles before the clock starts. A sample
+Everyone works in a process of their own with the same number of threads and a heap that keeps what it was given; OTT
+compiles before the clock starts. A sample
 is the mean of as many solutions in a row as take a tenth of a second: one of 500 points takes milliseconds, and the
 first after another process had the processor is as much about whose code has left the cache. Methods that compute in
 the log domain are timed too: they are what works where ε is small, and several times slower here. At ε = 0.05 of the
@@ -215,7 +216,7 @@ class Worker:
         command = [python, __file__, "--worker", name, str(folder), str(options.threads), skip]
         pipe = subprocess.PIPE
         single = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} if options.threads == 1 else {}
-        environment = os.environ | single | {"JAX_PLATFORMS": "cpu"}
+        environment = os.environ | single | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": common.MALLOC}
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
         )
