@@ -12,8 +12,8 @@ compiles before the clock starts. A sample
 is the mean of as many solutions in a row as take a tenth of a second: one of 500 points takes milliseconds, and the
 first after another process had the processor is as much about whose code has left the cache. Methods that compute in
 the log domain are timed too: they are what works where ε is small, and several times slower here. At ε = 0.05 of the
-greatest cost a dozen iterations are enough, and from 1000 points on about half of the lab's time is what everybody
-needs: exponentials and a plan in memory.
+greatest cost a dozen iterations are enough, and a third to a half of the lab's time is what everybody needs:
+exponentials and a plan in memory.
 
 How to read it: `ratio` is the method's time over the lab's in the same repeat, so above 1 the lab is faster; the goal
 is 2.5 for the fastest peer. --peer-python names an interpreter that has geomloss and ott-jax; who is missing is said
