@@ -8,12 +8,11 @@ many iterations as its schedule has), so everyone stops at the loosest setting t
 beforehand.
 
 Everyone works in a process of their own with the same number of threads and a heap that keeps what it was given; OTT
-compiles before the clock starts. A sample
-is the mean of as many solutions in a row as take a tenth of a second: one of 500 points takes milliseconds, and the
-first after another process had the processor is as much about whose code has left the cache. Methods that compute in
-the log domain are timed too: they are what works where ε is small, and several times slower here. At ε = 0.05 of the
-greatest cost a dozen iterations are enough, and a third to a half of the lab's time is what everybody needs:
-exponentials and a plan in memory.
+compiles before the clock starts. A sample is the mean of as many solutions in a row as take a tenth of a second: one of
+500 points takes milliseconds, and the first after another process had the processor is as much about whose code has
+left the cache. Methods that compute in the log domain are timed too: they are what works where ε is small, and several
+times slower here. At ε = 0.05 of the greatest cost nine iterations are enough, and a third to a half of the lab's time
+is what everybody needs: exponentials and a plan in memory.
 
 How to read it: `ratio` is the method's time over the lab's in the same repeat, so above 1 the lab is faster; the goal
 is 2.5 for the fastest peer. --peer-python names an interpreter that has geomloss and ott-jax; who is missing is said

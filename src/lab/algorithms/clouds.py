@@ -81,6 +81,8 @@ def sinkhorn_of_clouds(
 class Streamed:
     """`LogDomain` by blocks of rows: each block gives its part of f, and its share of the sums of g's next value."""
 
+    sound = True
+
     def __init__(
         self,
         cost: Cost,

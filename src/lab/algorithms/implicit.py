@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lab.algorithms.conjugate import conjugate_gradients
 from lab.algorithms.scaling import times
+from lab.algorithms.transport import density
 
 
 def differentiable(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +46,7 @@ class _Potentials(torch.autograd.Function):
     def backward(ctx: Any, f_bar: Tensor, g_bar: Tensor) -> Any:
         cost, a, b, f, g = ctx.saved_tensors
         with torch.autocast(cost.device.type, enabled=False):  # of whoever calls backward in bfloat16
-            ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / ctx.epsilon).exp()
+            ratio = density(cost, ctx.epsilon, f, g)
             plan = a.unsqueeze(-1) * ratio * b.unsqueeze(-2)
             p, q = solve(plan, a, b, f_bar, g_bar)
             cost_bar = plan * (p.unsqueeze(-1) + q.unsqueeze(-2)) if ctx.needs_input_grad[0] else None

@@ -54,7 +54,7 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
     """
     fine = rough.refined(a, b) or Scaling(rough.cost, a, b, rough.epsilon, *rough.potentials, rough.cost.dtype)
     _, _, weights, u, v = fine.hand
-    rough_u, rough_v = rough.hand.u, rough.hand.v
+    rough_u, rough_v = 1 * rough.hand.u, 1 * rough.hand.v  # should it fail, `rough` is gone on from
     made, before = 0, math.inf
     for step in range(STEPS + 1):
         old = 1 * u
@@ -64,7 +64,8 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         rough_u *= like(u / old, rough_u)
         unit = error / SIZE
         least = max(PART * SIZE, goal / unit / 4)
-        t, steps = _step(rough, fine.ratio, weights * (1 - fine.ratio) / unit, least, most - made, every)
+        at_columns = weights * (1 - fine.ratio) / unit
+        t, steps = _step(rough, rough_u, rough_v, fine.ratio, at_columns, least, most - made, every)
         growth = math.e ** (unit * like(t, v))
         v *= growth
         rough_v *= like(growth, rough_v)
@@ -72,12 +73,14 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
     return Polished(fine.plan() if error <= goal else None, *fine.potentials, error, made)
 
 
-def _step(rough: Scaling, ratio: Array, at_columns: Array, goal: float, most: int, every: int) -> tuple[Array, int]:
-    """(t, steps made) to ‖·‖₁ ≤ `goal` of the equation, with c/b and b − c.
+def _step(
+    rough: Scaling, u: Array, v: Array, ratio: Array, at_columns: Array, goal: float, most: int, every: int
+) -> tuple[Array, int]:
+    """(t, steps made) to ‖·‖₁ ≤ `goal` of the equation, with c/b and b − c, where these are u and v.
 
     In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
-    _, a, b, u, v = rough.hand
+    _, a, b, _, _ = rough.hand
     root, rows = (b * like(ratio, b)) ** 0.5, a * u * u
     inverse = b * v / root
 

@@ -19,6 +19,8 @@ REACH = 30.0
 LEAST = 1e-33
 """The least entry in float32: its products with weights above 1e-5 are not yet denormal, which is slow. To an entry
 of P it adds at most e^{2·REACH} = 10²⁶ times that and the two weights."""
+LIMITS = {torch.float32: (LEAST, 1e30), torch.float64: (1e-290, 1e290)}
+"""What an entry is at the least and at the most: P is at most the lesser weight, so beyond both are next to nothing."""
 
 Rows = slice | EllipsisType
 """Some rows of a matrix, or all of them as they are."""
@@ -77,26 +79,37 @@ class Scaling:
         f, g = self.u.to(self.f0).log(), self.v.to(self.g0).log()
         return f.mul_(self.epsilon).add_(self.f0), g.mul_(self.epsilon).add_(self.g0)
 
-    def rows(self, omega: Tensor | float) -> Array:
-        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there.
-
-        Where u or v have grown they are absorbed, and it is measured again: the entries at `LEAST` carried mass.
-        """
-        error = self._relaxed(omega)
+    @property
+    def sound(self) -> bool:
+        """Whether u and v are within e^{±REACH}: beyond, the entries at `LEAST` would come to carry mass."""
         least, most = torch.cat([self.u, self.v], -1).aminmax()
-        if not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)):
+        return float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)
+
+    def rows(self, omega: Tensor | float) -> Array:
+        """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
+        _, a, b, u, v = self.hand
+
+        def relaxed(product: Array, rows: Rows) -> Array:
+            part = u[rows]
+            product *= part
+            product **= -omega
+            part *= product
+            return a[rows] * part
+
+        self.ratio = self.through(b * v, relaxed)
+        self.ratio *= v
+        return abs(b * self.ratio - b).sum(-1)
+
+    def columns(self, omega: Tensor | float) -> None:
+        """Relax v; absorb u and v where they have grown."""
+        v = self.hand.v
+        self.ratio **= -omega
+        v *= self.ratio
+        if not self.sound:
             self.f0, self.g0, self._kept = *self.potentials, None
             self.u.fill_(1.0)
             self.v.fill_(1.0)
             self._fill()
-            error = self._relaxed(0 * omega)
-        return error
-
-    def columns(self, omega: Tensor | float) -> None:
-        """Relax v."""
-        v = self.hand.v
-        self.ratio **= -omega
-        v *= self.ratio
 
     def within(self, reach: float) -> bool:
         """Whether the cost of this one problem, that starts at f₀ = g₀ = 0, is within ±reach ε."""
@@ -143,20 +156,6 @@ class Scaling:
         """
         return tensor.resolve_neg().numpy() if self._alone else tensor
 
-    def _relaxed(self, omega: Tensor | float) -> Array:
-        _, a, b, u, v = self.hand
-
-        def relaxed(product: Array, rows: Rows) -> Array:
-            part = u[rows]
-            product *= part
-            product **= -omega
-            part *= product
-            return a[rows] * part
-
-        self.ratio = self.through(b * v, relaxed)
-        self.ratio *= v
-        return abs(b * self.ratio - b).sum(-1)
-
     def _take(self, kernel: Tensor, a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> None:
         """From here on these are written in place, for `hand` is the same memory."""
         self.kernel, self.a, self.b, self.u, self.v = kernel, a, b, u, v
@@ -187,8 +186,9 @@ class Scaling:
             if look:
                 seen = self.at_hand(kernel)
                 self._extents.append((float(seen.min()), float(seen.max())))
-            if kernel.dtype == torch.float32 and not (look and self._extents[-1][0] >= LEAST):
-                kernel.clamp_(min=LEAST)
+            if not (look and self._extents[-1][0] >= LEAST and self._extents[-1][1] <= 1 / LEAST):
+                for matrix in (kernel,) if same or whole is None else (kernel, exact):
+                    matrix.clamp_(*LIMITS[matrix.dtype])
 
 
 def looked_at(cost: Tensor, reach: float) -> tuple[float, Tensor]:
@@ -212,31 +212,36 @@ def far(cost: Tensor, reach: float) -> bool:
     return bool(column.max() > reach) or bool(abs(lines[column.argmax()]).max() > reach)
 
 
-def settled(cost: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor) -> tuple[Tensor, Tensor]:
+def settled(
+    cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, epsilon: float, doubtful: Tensor
+) -> tuple[Tensor, Tensor]:
     """Potentials from which a `Scaling` may start: f and g, or fᵢ = min_j (Cᵢⱼ − gⱼ) and gⱼ = min_i (Cᵢⱼ − fᵢ).
 
-    With the latter no entry of K is above 1 and every row and every column has one that is 1. f and g themselves will
-    do where each greatest entry is within e^{±REACH}, or where that is not `doubtful`, (...).
+    The minima are over what has mass. With them no entry of K that has any is above 1, and every row and every column
+    has one that is 1. f and g themselves will do where each greatest entry is within e^{±REACH}, or where that is not
+    `doubtful`, (...).
 
     (c-transforms: Peyré & Cuturi 2019, §5.1.)
     """
     if not bool(doubtful.any()):
         return f, g
-    rows, columns = _least(cost, g), _least(cost.mT, f)
+    rows, columns = _least(cost, g, b), _least(cost.mT, f, a)
     away = torch.maximum((rows - f).abs().amax(-1), (columns - g).abs().amax(-1)) > REACH * epsilon
     away = away & doubtful
     if not bool(away.any()):
         return f, g
     away = away.unsqueeze(-1)
     f = torch.where(away, rows, f)
-    return f, torch.where(away, _least(cost.mT, f), g)
+    g = torch.where(away, _least(cost.mT, f, a), g)
+    empty_rows = away & (a == 0)  # g has not seen them
+    return torch.where(empty_rows, _least(cost, g, b), f) if bool(empty_rows.any()) else f, g
 
 
-def _least(cost: Tensor, g: Tensor) -> Tensor:
-    """min_j (Cᵢⱼ − gⱼ): (..., n, m), (..., m) → (..., n)"""
-    if not g.any():
+def _least(cost: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    """min_j (Cᵢⱼ − gⱼ) over bⱼ > 0: (..., n, m), (..., m), (..., m) → (..., n)"""
+    if not g.any() and bool((b > 0).all()):
         return cost.amin(-1)
-    g = g.unsqueeze(-2)
+    g = torch.where(b > 0, g, -torch.inf).unsqueeze(-2)
     return torch.cat([(cost[rows] - g).amin(-1) for rows in blocks(cost)], -1)
 
 

@@ -138,7 +138,7 @@ def _by_scaling(
     """
     fast, alone, twice = loop.fixed is None, cost.dim() == 2, cost.dtype == torch.float64 and loop.left > 1
     first = partial(Scaling, cost, a, b, epsilon, dtype=torch.float32 if twice else cost.dtype, keep=last and alone)
-    scaling = _begun(first, cost, epsilon, f, g, reach, doubtful)
+    scaling = _begun(first, cost, a, b, epsilon, f, g, reach, doubtful)
     f, g = scaling.f0, scaling.g0
     if twice:
         newton = last and fast and alone and cost.numel() >= LARGE and min(float(a.min()), float(b.min())) >= LIGHTEST
@@ -161,12 +161,20 @@ def _by_scaling(
         del scaling
         scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype)
     loop.run(scaling, goal, last)
-    return *scaling.potentials, scaling.plan() if last else None
+    f, g = scaling.potentials
+    if last and not scaling.sound:  # it had no iteration left to absorb them
+        plan = Transport(cost, a, b, epsilon, f, g, *loop.outcome).plan
+        errors = (plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)
+        loop.count(0, errors.flatten().tolist())
+        return f, g, plan
+    return f, g, scaling.plan() if last else None
 
 
 def _begun(
     first: Callable[[Tensor, Tensor], Scaling],
     cost: Tensor,
+    a: Tensor,
+    b: Tensor,
     epsilon: float,
     f: Tensor,
     g: Tensor,
@@ -180,7 +188,7 @@ def _begun(
             return scaling
         del scaling  # its matrix, before there is another
         _, doubtful = looked_at(cost, reach * epsilon)
-    return first(*settled(cost, f, g, epsilon, doubtful))
+    return first(*settled(cost, a, b, f, g, epsilon, doubtful))
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,10 @@ class Iteration(Protocol):
 
     b: Tensor
 
+    @property
+    def sound(self) -> bool:
+        """Whether the error that `rows` has returned is to be believed."""
+
     def rows(self, omega: Tensor | float) -> Tensor | np.floating[Any]:
         """Renew f, so that with ω = 1 P1 = a; returns ‖Pᵀ1 − b‖₁, (...)."""
 
@@ -220,6 +232,8 @@ class LogDomain:
 
     (Peyré & Cuturi 2019, eq. 4.40 f.; ω: Thibault, Chizat, Dossal & Papadakis 2021.)
     """
+
+    sound = True
 
     def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor) -> None:
         self.cost, self.b, self.epsilon, self.potentials = cost, b, epsilon, (f, g)
@@ -287,7 +301,8 @@ class Loop:
                         continue
                     self.errors[p], waited[p] = e, 0 if e < best[p] else waited[p] + self.every
                     best[p] = min(best[p], e)
-                    if made == most or (e <= goal and (omega[p] == 1 or not plain)) or (stall and waited[p] >= stall):
+                    done = e <= goal and (omega[p] == 1 or not plain) and iteration.sound
+                    if made == most or done or (stall and waited[p] >= stall):
                         running.discard(p)
                         self.made[p] += made
                         omega[p] = 0.0

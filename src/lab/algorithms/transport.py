@@ -63,8 +63,14 @@ class Transport:
         return linear - self.epsilon * (plan.sum((-2, -1)) - 1)
 
     def _plan(self, f: Tensor, g: Tensor) -> Tensor:
-        ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - self.cost) / self.epsilon).exp()
+        ratio = density(self.cost, self.epsilon, f, g)
         return self.a.unsqueeze(-1) * ratio * self.b.unsqueeze(-2)
+
+
+def density(cost: Tensor, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
+    """exp((f ⊕ g − C)/ε), (..., n, m); finite, for between weights that are 0 it may be of any size."""
+    ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / epsilon).exp()
+    return ratio.clamp(max=torch.finfo(ratio.dtype).max)
 
 
 def rounded(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
