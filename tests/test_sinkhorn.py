@@ -386,8 +386,21 @@ def test_an_error_that_rests_on_entries_out_of_reach_is_not_accepted() -> None:
     scaling = scaling_form.Scaling(cost, a, b, 0.5, torch.zeros_like(a), torch.zeros_like(b), torch.float32)
     loop = sinkhorn_module.Loop(a, 50, None)
     loop.run(scaling, 10.0, last=True)
-    assert scaling.sound
+    assert not scaling.grown
     assert loop.made == [2]
+
+
+def test_a_problem_that_is_lost_does_not_keep_the_others_of_its_batch() -> None:
+    """One that begins from what is no number, beside one that is at its goal after a few iterations."""
+    cost, a, b = (t.float() for t in problem(2))
+    options: dict[str, Any] = {"epsilon": 1.0, "tolerance": 1e-5, "max_iterations": 50}
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    alone = sinkhorn(cost[0], a[0], b[0], start=(f[0], g[0]), **options)
+    f[1] = math.nan
+    found = sinkhorn(cost, a, b, start=(f, g), **options)
+    assert found.error.isfinite().tolist() == [True, False]
+    assert int(found.iterations[0]) == int(alone.iterations)
+    close(found.f[0], alone.f, atol=1e-5)
 
 
 @pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])

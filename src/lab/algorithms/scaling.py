@@ -80,10 +80,13 @@ class Scaling:
         return f.mul_(self.epsilon).add_(self.f0), g.mul_(self.epsilon).add_(self.g0)
 
     @property
-    def sound(self) -> bool:
-        """Whether u and v are within e^{±REACH}: beyond, the entries at `LEAST` would come to carry mass."""
-        least, most = torch.cat([self.u, self.v], -1).aminmax()
-        return float(least) > math.exp(-REACH) and float(most) < math.exp(REACH)
+    def grown(self) -> bool:
+        """Whether u or v of any problem are beyond e^{±REACH}, where the entries at `LEAST` come to carry mass."""
+        return _beyond(self.u, self.v)
+
+    def sound(self, problem: int) -> bool:
+        """Whether u and v of this problem are not."""
+        return not self.grown or not _beyond(*(t.reshape(-1, t.shape[-1])[problem] for t in (self.u, self.v)))
 
     def rows(self, omega: Tensor | float) -> Array:
         """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
@@ -105,7 +108,7 @@ class Scaling:
         v = self.hand.v
         self.ratio **= -omega
         v *= self.ratio
-        if not self.sound:
+        if self.grown:
             self.f0, self.g0, self._kept = *self.potentials, None
             self.u.fill_(1.0)
             self.v.fill_(1.0)
@@ -189,6 +192,11 @@ class Scaling:
             if not (look and self._extents[-1][0] >= LEAST and self._extents[-1][1] <= 1 / LEAST):
                 for matrix in (kernel,) if same or whole is None else (kernel, exact):
                     matrix.clamp_(*LIMITS[matrix.dtype])
+
+
+def _beyond(u: Tensor, v: Tensor) -> bool:
+    least, most = torch.cat([u, v], -1).aminmax()
+    return not (float(least) > math.exp(-REACH) and float(most) < math.exp(REACH))
 
 
 def looked_at(cost: Tensor, reach: float) -> tuple[float, Tensor]:

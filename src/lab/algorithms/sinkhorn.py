@@ -162,7 +162,7 @@ def _by_scaling(
         scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype)
     loop.run(scaling, goal, last)
     f, g = scaling.potentials
-    if last and not scaling.sound:  # it had no iteration left to absorb them
+    if last and scaling.grown:  # it had no iteration left to absorb them
         plan = Transport(cost, a, b, epsilon, f, g, *loop.outcome).plan
         errors = (plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)
         loop.count(0, errors.flatten().tolist())
@@ -216,8 +216,7 @@ class Iteration(Protocol):
 
     b: Tensor
 
-    @property
-    def sound(self) -> bool:
+    def sound(self, problem: int) -> bool:
         """Whether the error that `rows` has returned is to be believed."""
 
     def rows(self, omega: Tensor | float) -> Tensor | np.floating[Any]:
@@ -233,11 +232,12 @@ class LogDomain:
     (Peyré & Cuturi 2019, eq. 4.40 f.; ω: Thibault, Chizat, Dossal & Papadakis 2021.)
     """
 
-    sound = True
-
     def __init__(self, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, f: Tensor, g: Tensor) -> None:
         self.cost, self.b, self.epsilon, self.potentials = cost, b, epsilon, (f, g)
         self._log_a, self._log_b = a.log(), b.log()
+
+    def sound(self, problem: int) -> bool:
+        return True
 
     def rows(self, omega: Tensor | float) -> Tensor:
         f, g = self.potentials
@@ -301,7 +301,7 @@ class Loop:
                         continue
                     self.errors[p], waited[p] = e, 0 if e < best[p] else waited[p] + self.every
                     best[p] = min(best[p], e)
-                    done = e <= goal and (omega[p] == 1 or not plain) and iteration.sound
+                    done = e <= goal and (omega[p] == 1 or not plain) and iteration.sound(p)
                     if made == most or done or (stall and waited[p] >= stall):
                         running.discard(p)
                         self.made[p] += made
