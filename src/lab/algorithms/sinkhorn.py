@@ -162,12 +162,16 @@ def _by_scaling(
         scaling = refined or Scaling(cost, a, b, epsilon, f, g, cost.dtype)
     loop.run(scaling, goal, last)
     f, g = scaling.potentials
-    if last and scaling.grown:  # it had no iteration left to absorb them
-        plan = Transport(cost, a, b, epsilon, f, g, *loop.outcome).plan
-        errors = (plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)
-        loop.count(0, errors.flatten().tolist())
-        return f, g, plan
-    return f, g, scaling.plan() if last else None
+    if not last:
+        return f, g, None
+    plan = scaling.plan()
+    if scaling.grown:  # what had no iteration left to absorb it is measured as its potentials say
+        sound = [scaling.sound(problem) for problem in range(len(loop.made))]
+        known = torch.tensor(sound, device=cost.device).reshape(loop.shape)
+        plan = torch.where(known[..., None, None], plan, Transport(cost, a, b, epsilon, f, g, *loop.outcome).plan)
+        errors = ((plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)).flatten().tolist()
+        loop.count(0, [old if right else new for old, new, right in zip(loop.errors, errors, sound, strict=True)])
+    return f, g, plan
 
 
 def _begun(
