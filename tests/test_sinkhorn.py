@@ -379,6 +379,23 @@ def test_lines_without_mass_are_no_harm_however_far_they_are(shape: tuple[int, i
             close(found.dual, plain.dual, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("far", [0.0, 1000.0])
+@pytest.mark.parametrize("value", ["dual", "primal", "transport_cost"])
+def test_lines_without_mass_leave_derivatives_numbers(value: str, far: float) -> None:
+    cost = torch.tensor([[1.0, 2.0, far], [2.0, 1.0, far], [far, far, 0.0]], dtype=torch.float64)
+    a, b = (torch.tensor(w, dtype=torch.float64) for w in ([0.4, 0.6, 0.0], [0.5, 0.5, 0.0]))
+    inputs = cost, a, b
+    found = sinkhorn(*(t.requires_grad_() for t in inputs), epsilon=1.0)
+    gradients = torch.autograd.grad(getattr(found, value), inputs)
+    less = [t[:2, :2] if t.dim() == 2 else t[:2] for t in (t.detach().clone() for t in inputs)]
+    plain = sinkhorn(*(t.requires_grad_() for t in less), epsilon=1.0)
+    expected = torch.autograd.grad(getattr(plain, value), less)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    close(gradients[0][:2, :2], expected[0], atol=1e-8)
+    close(gradients[1][:2].diff(), expected[1].diff(), atol=1e-8)
+    close(gradients[2][:2].diff(), expected[2].diff(), atol=1e-8)
+
+
 def test_an_error_that_rests_on_entries_out_of_reach_is_not_accepted() -> None:
     """One row is so far that its scale outgrows float32 in the half step that is looked at."""
     cost, a, b = (t.float() for t in problem(n=20, m=15))

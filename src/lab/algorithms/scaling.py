@@ -189,7 +189,8 @@ class Scaling:
             if look:
                 seen = self.at_hand(kernel)
                 self._extents.append((float(seen.min()), float(seen.max())))
-            if not (look and self._extents[-1][0] >= LEAST and self._extents[-1][1] <= 1 / LEAST):
+            least, most = LIMITS[kernel.dtype]
+            if not (look and least <= self._extents[-1][0] and self._extents[-1][1] <= most):
                 for matrix in (kernel,) if same or whole is None else (kernel, exact):
                     matrix.clamp_(*LIMITS[matrix.dtype])
 
@@ -225,9 +226,9 @@ def settled(
 ) -> tuple[Tensor, Tensor]:
     """Potentials from which a `Scaling` may start: f and g, or fᵢ = min_j (Cᵢⱼ − gⱼ) and gⱼ = min_i (Cᵢⱼ − fᵢ).
 
-    The minima are over what has mass. With them no entry of K that has any is above 1, and every row and every column
-    has one that is 1. f and g themselves will do where each greatest entry is within e^{±REACH}, or where that is not
-    `doubtful`, (...).
+    The minima are over what has mass. With them no entry of K between lines that have any is above 1, and each of these
+    lines has one that is 1. f and g themselves will do where each greatest entry is within e^{±REACH}, or where that is
+    not `doubtful`, (...).
 
     (c-transforms: Peyré & Cuturi 2019, §5.1.)
     """

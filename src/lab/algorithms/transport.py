@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,8 @@ class Transport:
 
     Attributes:
         cost: C, (..., n, m). a: (..., n), b: (..., m), the weights; they sum to 1. epsilon: ε.
-        f: (..., n), g: (..., m), the potentials. They are unique up to (f + t, g − t); here ⟨a, f⟩ = ⟨b, g⟩.
+        f: (..., n), g: (..., m), the potentials. Where there is mass they are unique up to (f + t, g − t), and here
+            ⟨a, f⟩ = ⟨b, g⟩; where a weight is 0 they are not determined, and nothing is differentiated through them.
         iterations: (...), how many were made. error: (...), ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ at the end.
         known: the plan, where the algorithm has left it.
     """
@@ -46,7 +48,8 @@ class Transport:
     def primal(self) -> Tensor:
         """⟨P, C⟩ + ε KL(P ‖ abᵀ) of a plan that satisfies both constraints, made of P by `rounded`: (...)"""
         plan, product = rounded(self.plan, self.a, self.b), self.a.unsqueeze(-1) * self.b.unsqueeze(-2)
-        entropy = torch.xlogy(plan, plan / product.clamp(min=torch.finfo(plan.dtype).tiny))
+        ratio = torch.where(plan > 0, plan / product.clamp(min=torch.finfo(plan.dtype).tiny), 1)  # 0 ln 0 = 0
+        entropy = torch.xlogy(plan, ratio)
         return (plan * self.cost + self.epsilon * entropy).sum((-2, -1))
 
     @property
@@ -69,8 +72,8 @@ class Transport:
 
 def density(cost: Tensor, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
     """exp((f ⊕ g − C)/ε), (..., n, m); finite, for between weights that are 0 it may be of any size."""
-    ratio = ((f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / epsilon).exp()
-    return ratio.clamp(max=torch.finfo(ratio.dtype).max)
+    exponent = (f.unsqueeze(-1) + g.unsqueeze(-2) - cost) / epsilon
+    return exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) - 1).exp()
 
 
 def rounded(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
