@@ -61,7 +61,7 @@ def polished(rough: Scaling, a: Tensor, b: Tensor, goal: float, most: int, every
         error = float(fine.rows(1.0))
         if error <= goal or step == STEPS or made >= most or not error <= before / 4:
             break
-        rough_u *= like(u / old, rough_u)
+        rough_u *= like(u / old, rough_u)  # what the half step has made of u
         unit = error / SIZE
         least = max(PART * SIZE, goal / unit / 4)
         at_columns = weights * (1 - fine.ratio) / unit
@@ -80,7 +80,7 @@ def _step(
 
     In x = √c t, as ‖√c ∘ x‖₁ ≤ ‖x‖₂ for weights of sum 1.
     """
-    _, a, b, _, _ = rough.hand
+    a, b = rough.hand.a, rough.hand.b
     root, rows = (b * like(ratio, b)) ** 0.5, a * u * u
     inverse = b * v / root
 

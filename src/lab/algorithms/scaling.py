@@ -86,7 +86,7 @@ class Scaling:
 
     def sound(self, problem: int) -> bool:
         """Whether u and v of this problem are not."""
-        return not self.grown or not _beyond(*(t.reshape(-1, t.shape[-1])[problem] for t in (self.u, self.v)))
+        return not _beyond(*(t.reshape(-1, t.shape[-1])[problem] for t in (self.u, self.v)))
 
     def rows(self, omega: Tensor | float) -> Array:
         """Relax u; returns ‖Pᵀ1 − b‖₁ of what is then there."""
