@@ -364,7 +364,7 @@ def test_potentials_that_outgrow_float32_are_absorbed_before_they_count() -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(2, 2), (3, 2), (2, 3), (4, 3)])
 def test_lines_without_mass_are_no_harm_however_far_they_are(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """Costs up to 1000 ε, a row and a column of weight 0: errors are the plan's, however early, and the value is right."""
+    """Costs up to 1000 ε, a row and a column of weight 0: errors are the plan's, and the value is right."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         cost = 100 * torch.randint(0, 11, shape, generator=generator).to(dtype)
